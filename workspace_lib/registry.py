@@ -1,27 +1,20 @@
 """Names to classes: what a config calls `type='ResNet'` is found, checked and built here.
 
-In: a config dict with a `type`. Out: the object, and on request a trace of every build and its source line.
+In: a config dict with a `type`. Out: the object; `trace_builds()` shows what was built on the way.
 """
 
 from __future__ import annotations
 
 import difflib
-import html
-import importlib
 import inspect
-import os
-import reprlib
 import sys
-import sysconfig
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from itertools import dropwhile
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
+
+from workspace_lib.trace import Line, import_chain, recorded, shown, source_line
+from workspace_lib.trace import trace_builds as trace_builds
 
 try:
     from workspace_lib.config import where
@@ -29,11 +22,6 @@ except ImportError:
 
     def where(node: Any, key: str | None = None) -> str:
         return ''
-
-
-Line = tuple[str, int]
-_LAUNCHERS = tuple({sysconfig.get_path(p) + os.sep for p in ('stdlib', 'platlib', 'purelib', 'scripts')})
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class Registry:
@@ -55,7 +43,8 @@ class Registry:
         self.children: dict[str, Registry] = {}
         self.module_dict: dict[str, Callable[..., Any]] = {}
         self._imports: dict[str, list[Line]] = {}
-        self.build_func = build_func or (parent.build_func if parent else build_from_cfg)
+        inherited = build_from_cfg if parent is None else parent.build_func
+        self.build_func: Callable[..., Any] = build_func or inherited
         if parent is not None:
             parent._add_child(self)
 
@@ -82,12 +71,12 @@ class Registry:
             return self, rest
         if scope in self.children:
             return self.children[scope]._home(rest)
-        return self.parent._home(key) if self.parent else (None, key)
+        return (None, key) if self.parent is None else self.parent._home(key)
 
     def get(self, key: str) -> Callable[..., Any] | None:
         """The class or function of that name, or None. A parent is searched only for a `scope.Name`."""
         registry, name = self._home(key)
-        return registry.module_dict.get(name) if registry else None
+        return None if registry is None else registry.module_dict.get(name)
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """`build_func(cfg, registry=self)`: the object that a config dict describes."""
@@ -103,7 +92,8 @@ class Registry:
 
         Raises:
             TypeError: not a class or function, a bad name, a `force` that is no bool.
-            KeyError: the name is taken. Only a definition run again (a notebook cell, a reload) replaces itself.
+            KeyError: the name is taken. Only a definition that is run again (a notebook cell, a reload)
+                replaces itself.
         """
         if not isinstance(force, bool):
             raise TypeError(f'force must be a boolean, but got {type(force)}')
@@ -125,8 +115,8 @@ class Registry:
         for taken in (n for n in names if not force and n in self.module_dict):
             if not _defined_again(self.module_dict[taken], module):
                 raise KeyError(f'{taken} is already registered in {self.name} by '
-                               f'{_shown(self.registered_by(taken)[-1])}; give it another name, or force=True')
-        chain = _import_chain(frame)
+                               f'{shown(self.registered_by(taken)[-1])}; give it another name, or force=True')
+        chain = import_chain(frame)
         for n in names:
             self.module_dict[n] = module
             self._imports[n] = chain
@@ -155,7 +145,8 @@ class Registry:
                 'Is the module that defines it imported (custom_imports)?')
 
 
-def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[str, Any] | None = None) -> Any:
+def build_from_cfg(cfg: dict[str, Any], registry: Registry,
+                   default_args: dict[str, Any] | None = None) -> Any:
     """Build the object that `cfg` describes; `cfg` itself is left as it is.
 
     Args:
@@ -183,9 +174,10 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[s
     if target is None:
         raise KeyError(registry._unknown(kind) + _place(cfg, 'type'))
     if not (inspect.isclass(target) or inspect.isfunction(target)):
-        raise TypeError(f'type must be a str, a class or a function, but got {type(target)}' + _place(cfg, 'type'))
+        raise TypeError(f'type must be a str, a class or a function, but got {type(target)}'
+                        + _place(cfg, 'type'))
     try:
-        with _recorded(registry.name, kind, target, args) as finish:
+        with recorded(registry.name, kind, target, args) as finish:
             _check_keywords(target, args, cfg)
             return finish(target(**args))
     except Exception as error:
@@ -212,159 +204,9 @@ def _place(cfg: dict[str, Any], key: str | None = None) -> str:
     return f' ({place})' if place else ''
 
 
-def _shown(line: Line) -> str:
-    """`file:line`, relative to the working folder when inside it."""
-    inside = line[0].startswith(os.getcwd() + os.sep)
-    return f'{os.path.relpath(line[0]) if inside else line[0]}:{line[1]}'
-
-
-def source_line(target: Callable[..., Any]) -> Line:
-    """File and line where a class or function is written; ('', 0) for what is not written in Python."""
-    try:
-        file = inspect.getsourcefile(target)
-        return (os.path.abspath(file), inspect.getsourcelines(target)[1]) if file else ('', 0)
-    except (OSError, TypeError):  # a class typed into a notebook: its first method still knows
-        codes = (getattr(v, '__code__', None) for v in [target, *vars(target).values()])
-        return next(((c.co_filename, c.co_firstlineno) for c in codes if c), ('', 0))
-
-
 def _defined_again(old: Any, new: Any) -> bool:
     same = (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
     return same and old is not new and '<locals>' not in new.__qualname__
-
-
-def _import_chain(frame: FrameType | None) -> list[Line]:
-    """(file, line) of every statement on the stack that is importing, outermost first, launchers left out."""
-    chain: list[Line] = []
-    importing = False
-    while frame:
-        file = frame.f_code.co_filename
-        machinery = file.startswith('<frozen') or file == importlib.__file__
-        if not machinery and (importing or frame.f_code.co_name == '<module>'):
-            chain.append((file, frame.f_lineno))
-        importing, frame = machinery, frame.f_back
-    return list(dropwhile(_is_launcher, reversed(chain)))
-
-
-def _is_launcher(line: Line) -> bool:
-    return line[0].startswith(_LAUNCHERS) and not line[0].startswith(_PACKAGE)
-
-
-@dataclass
-class BuildRecord:
-    """One build: what was asked for, which class answered, where it is written and what it cost."""
-
-    registry: str
-    type: str
-    cls: str
-    file: str
-    line: int
-    args: dict[str, Any]
-    depth: int
-    parameters: int | None = None
-    seconds: float = 0.0
-    error: str | None = None
-
-    def columns(self) -> tuple[str, ...]:
-        """Type, registry, source line, parameters and milliseconds (its own parts included), as text."""
-        count = '-' if self.parameters is None else f'{self.parameters:,}'
-        failed = f'  FAILED {self.error}' if self.error else ''
-        source = _shown((self.file, self.line)) if self.file else '(not Python)'
-        return self.type, self.registry, source, count, f'{self.seconds * 1e3:.1f} ms{failed}'
-
-
-@dataclass
-class BuildTrace:
-    """Builds in the order in which they began; prints as a tree, and as HTML in a notebook."""
-
-    records: list[BuildRecord] = field(default_factory=list)
-    depth: int = field(default=0, repr=False)
-
-    def _branch(self, i: int) -> str:
-        depths = [r.depth for r in self.records[i:]]
-
-        def goes_on(level: int) -> bool:
-            return next((d for d in depths[1:] if d <= level), -1) == level
-
-        arms = ['│  ' if goes_on(level) else '   ' for level in range(1, depths[0])]
-        return ''.join(arms) + ('├─ ' if goes_on(depths[0]) else '└─ ') if depths[0] else ''
-
-    def __str__(self) -> str:
-        rows = [r.columns() for r in self.records]
-        rows = [(self._branch(i) + row[0], *row[1:]) for i, row in enumerate(rows)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return '\n'.join(f'{t:<{widths[0]}}  {r:<{widths[1]}}  {s:<{widths[2]}}  {n:>{widths[3]}}  {ms}'
-                         for t, r, s, n, ms in rows)
-
-    def _repr_html_(self) -> str:
-        out = []
-        following = [r.depth for r in self.records[1:]] + [0]
-        for record, after in zip(self.records, following, strict=True):
-            name, registry, source, count, ms = map(html.escape, record.columns())
-            args = ''.join(f'<li>{html.escape(k)} = {html.escape(reprlib.repr(v))}</li>'
-                           for k, v in record.args.items())
-            out.append(f'<details open><summary><b>{name}</b> {registry} <code>{source}</code> {count} parameters, '
-                       f'{ms}</summary><div style="margin-left:1.5em"><details><summary>arguments</summary>'
-                       f'<ul>{args}</ul></details>' + '</div></details>' * (record.depth - after + 1))
-        return ''.join(out)
-
-
-_TRACES: ContextVar[tuple[BuildTrace, ...]] = ContextVar('traces', default=())
-
-
-@contextmanager
-def trace_builds() -> Iterator[BuildTrace]:
-    """`with trace_builds() as trace:` records every build inside, of this thread; may be nested."""
-    trace = BuildTrace()
-    token = _TRACES.set((*_TRACES.get(), trace))
-    try:
-        yield trace
-    finally:
-        _TRACES.reset(token)
-
-
-@contextmanager
-def _recorded(registry: str, kind: Any, target: Any, args: dict[str, Any]) -> Iterator[Callable[[Any], Any]]:
-    traces = _TRACES.get()
-    if not traces:
-        yield lambda built: built
-        return
-    name = kind if isinstance(kind, str) else target.__name__
-    qualified = f'{target.__module__}.{target.__qualname__}'
-    # a constructor may pop from the nested dicts it is given: keep copies of them
-    records = [BuildRecord(registry, name, qualified, *source_line(target), _copied(args), t.depth) for t in traces]
-    for trace, record in zip(traces, records, strict=True):
-        trace.records.append(record)
-        trace.depth += 1
-    start = time.perf_counter()
-
-    def finish(built: Any) -> Any:
-        for record in records:
-            record.seconds = time.perf_counter() - start
-            record.parameters = _parameter_count(built)
-        return built
-
-    try:
-        yield finish
-    except Exception as error:
-        for record in records:
-            record.seconds, record.error = time.perf_counter() - start, f'{type(error).__name__}: {error}'
-        raise
-    finally:
-        for trace in traces:
-            trace.depth -= 1
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    return [_copied(v) for v in value] if type(value) is list else value
-
-
-def _parameter_count(built: Any) -> int | None:
-    if not (hasattr(built, 'state_dict') and callable(getattr(built, 'parameters', None))):
-        return None
-    return sum(p.numel() for p in built.parameters())
 
 
 MODELS = Registry('models', scope='mmcls')

@@ -1,0 +1,192 @@
+"""What the building of a model leaves behind for the eye: source lines, imports and a tree of builds.
+
+In: classes, frames and the builds that the registry reports. Out: (file, line) pairs, `BuildTrace`.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+import inspect
+import os
+import reprlib
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import dropwhile
+from types import FrameType
+from typing import Any
+
+Line = tuple[str, int]
+_LAUNCHERS = tuple({sysconfig.get_path(p) + os.sep for p in ('stdlib', 'platlib', 'purelib', 'scripts')})
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def shown(line: Line) -> str:
+    """`file:line`, relative to the working folder when inside it."""
+    inside = line[0].startswith(os.getcwd() + os.sep)
+    return f'{os.path.relpath(line[0]) if inside else line[0]}:{line[1]}'
+
+
+def source_line(target: Callable[..., Any]) -> Line:
+    """File and line where a class or function is written; ('', 0) for what is not written in Python."""
+    try:
+        file = inspect.getsourcefile(target)
+        return (os.path.abspath(file), inspect.getsourcelines(target)[1]) if file else ('', 0)
+    except (OSError, TypeError):  # a class typed into a notebook: its first method still knows
+        codes = (getattr(v, '__code__', None) for v in [target, *vars(target).values()])
+        return next(((c.co_filename, c.co_firstlineno) for c in codes if c), ('', 0))
+
+
+def import_chain(frame: FrameType | None) -> list[Line]:
+    """(file, line) of every statement on the stack that is importing, outermost first, launchers left out."""
+    chain: list[Line] = []
+    importing = False
+    while frame:
+        file = frame.f_code.co_filename
+        machinery = file.startswith('<frozen') or file == importlib.__file__
+        if not machinery and (importing or frame.f_code.co_name == '<module>'):
+            chain.append((file, frame.f_lineno))
+        importing, frame = machinery, frame.f_back
+    return list(dropwhile(_is_launcher, reversed(chain)))
+
+
+def _is_launcher(line: Line) -> bool:
+    return line[0].startswith(_LAUNCHERS) and not line[0].startswith(_PACKAGE)
+
+
+@dataclass
+class BuildRecord:
+    """One build: what was asked for, what answered, where that is written, what it cost, parts included."""
+
+    registry: str
+    type: str
+    target: Callable[..., Any] = field(repr=False)
+    args: dict[str, Any]
+    depth: int
+    parameters: int | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def cls(self) -> str:
+        """Qualified name of the class or function."""
+        return f'{self.target.__module__}.{self.target.__qualname__}'
+
+    @cached_property
+    def _source(self) -> Line:  # looked up when read: it costs a parse of the file, which is no build time
+        return source_line(self.target)
+
+    @property
+    def file(self) -> str:
+        return self._source[0]
+
+    @property
+    def line(self) -> int:
+        return self._source[1]
+
+    def columns(self) -> tuple[str, ...]:
+        """Type, registry, source line, parameters and milliseconds, as text."""
+        count = '-' if self.parameters is None else f'{self.parameters:,}'
+        failed = f'  FAILED {self.error}' if self.error else ''
+        source = shown((self.file, self.line)) if self.file else '(not Python)'
+        return self.type, self.registry, source, count, f'{self.seconds * 1e3:.1f} ms{failed}'
+
+
+@dataclass
+class BuildTrace:
+    """Builds in the order in which they began; prints as a tree, and as HTML in a notebook."""
+
+    records: list[BuildRecord] = field(default_factory=list)
+    depth: int = field(default=0, repr=False)
+
+    def _branch(self, i: int) -> str:
+        depths = [r.depth for r in self.records[i:]]
+
+        def goes_on(level: int) -> bool:
+            return next((d for d in depths[1:] if d <= level), -1) == level
+
+        arms = ['│  ' if goes_on(level) else '   ' for level in range(1, depths[0])]
+        return ''.join(arms) + ('├─ ' if goes_on(depths[0]) else '└─ ') if depths[0] else ''
+
+    def __str__(self) -> str:
+        rows = [r.columns() for r in self.records]
+        rows = [(self._branch(i) + row[0], *row[1:]) for i, row in enumerate(rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return '\n'.join(f'{t:<{widths[0]}}  {r:<{widths[1]}}  {s:<{widths[2]}}  {n:>{widths[3]}}  {ms}'
+                         for t, r, s, n, ms in rows)
+
+    def _repr_html_(self) -> str:
+        out = []
+        following = [r.depth for r in self.records[1:]] + [0]
+        for record, after in zip(self.records, following, strict=True):
+            name, registry, source, count, ms = map(html.escape, record.columns())
+            args = ''.join(f'<li>{html.escape(k)} = {html.escape(reprlib.repr(v))}</li>'
+                           for k, v in record.args.items())
+            out.append(f'<details open><summary><b>{name}</b> {registry} <code>{source}</code> '
+                       f'{count} parameters, {ms}</summary><div style="margin-left:1.5em">'
+                       f'<details><summary>arguments</summary><ul>{args}</ul></details>'
+                       + '</div></details>' * (record.depth - after + 1))
+        return ''.join(out)
+
+
+_TRACES: ContextVar[tuple[BuildTrace, ...]] = ContextVar('traces', default=())
+
+
+@contextmanager
+def trace_builds() -> Iterator[BuildTrace]:
+    """`with trace_builds() as trace:` records every build inside, of this thread; may be nested."""
+    trace = BuildTrace()
+    token = _TRACES.set((*_TRACES.get(), trace))
+    try:
+        yield trace
+    finally:
+        _TRACES.reset(token)
+
+
+@contextmanager
+def recorded(registry: str, kind: Any, target: Any, args: dict[str, Any]) -> Iterator[Callable[[Any], Any]]:
+    """Around one build: writes it into every open trace; what it yields is called with the built object."""
+    traces = _TRACES.get()
+    if not traces:
+        yield lambda built: built
+        return
+    name = kind if isinstance(kind, str) else target.__name__
+    # a constructor may pop from the nested dicts it is given: keep copies of them
+    records = [BuildRecord(registry, name, target, _copied(args), t.depth) for t in traces]
+    for trace, record in zip(traces, records, strict=True):
+        trace.records.append(record)
+        trace.depth += 1
+    start = time.perf_counter()
+
+    def finish(built: Any) -> Any:
+        for record in records:
+            record.seconds = time.perf_counter() - start
+            record.parameters = _parameter_count(built)
+        return built
+
+    try:
+        yield finish
+    except Exception as error:
+        for record in records:
+            record.seconds, record.error = time.perf_counter() - start, f'{type(error).__name__}: {error}'
+        raise
+    finally:
+        for trace in traces:
+            trace.depth -= 1
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return [_copied(v) for v in value] if type(value) is list else value
+
+
+def _parameter_count(built: Any) -> int | None:
+    if not (hasattr(built, 'state_dict') and callable(getattr(built, 'parameters', None))):
+        return None
+    return sum(p.numel() for p in built.parameters())
