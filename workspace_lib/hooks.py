@@ -1,0 +1,220 @@
+"""Hooks: what happens around a training step, each as a class with methods at named points.
+
+The points and priorities are those of mmcv 1.x, so that a hook written for it runs here. A hook reads and changes
+the runner; hooks never talk to one another.
+"""
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .registry import HOOKS
+
+if TYPE_CHECKING:
+    from .runner import EpochBasedRunner
+
+#: Lower runs earlier. The names are mmcv's, so ``priority='ABOVE_NORMAL'`` in a config means what it means there.
+PRIORITIES = {'HIGHEST': 0, 'VERY_HIGH': 10, 'HIGH': 30, 'ABOVE_NORMAL': 40, 'NORMAL': 50,
+              'BELOW_NORMAL': 60, 'LOW': 70, 'VERY_LOW': 90, 'LOWEST': 100}
+
+
+class Hook:
+    """Override the points you need; ``before_epoch`` and its three siblings serve training and validation alike."""
+
+    priority: int | str = 'NORMAL'
+    stages = ('before_run', 'before_train_epoch', 'before_train_iter', 'after_train_iter', 'after_train_epoch',
+              'before_val_epoch', 'before_val_iter', 'after_val_iter', 'after_val_epoch', 'after_run')
+
+    def before_run(self, runner: EpochBasedRunner) -> None: ...
+
+    def after_run(self, runner: EpochBasedRunner) -> None: ...
+
+    def before_epoch(self, runner: EpochBasedRunner) -> None: ...
+
+    def after_epoch(self, runner: EpochBasedRunner) -> None: ...
+
+    def before_iter(self, runner: EpochBasedRunner) -> None: ...
+
+    def after_iter(self, runner: EpochBasedRunner) -> None: ...
+
+    def before_train_epoch(self, runner: EpochBasedRunner) -> None:
+        self.before_epoch(runner)
+
+    def before_val_epoch(self, runner: EpochBasedRunner) -> None:
+        self.before_epoch(runner)
+
+    def after_train_epoch(self, runner: EpochBasedRunner) -> None:
+        self.after_epoch(runner)
+
+    def after_val_epoch(self, runner: EpochBasedRunner) -> None:
+        self.after_epoch(runner)
+
+    def before_train_iter(self, runner: EpochBasedRunner) -> None:
+        self.before_iter(runner)
+
+    def before_val_iter(self, runner: EpochBasedRunner) -> None:
+        self.before_iter(runner)
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        self.after_iter(runner)
+
+    def after_val_iter(self, runner: EpochBasedRunner) -> None:
+        self.after_iter(runner)
+
+    @staticmethod
+    def every_n_epochs(runner: EpochBasedRunner, n: int) -> bool:
+        return n > 0 and (runner.epoch + 1) % n == 0
+
+    @staticmethod
+    def every_n_inner_iters(runner: EpochBasedRunner, n: int) -> bool:
+        return n > 0 and (runner.inner_iter + 1) % n == 0
+
+    @staticmethod
+    def every_n_iters(runner: EpochBasedRunner, n: int) -> bool:
+        return n > 0 and (runner.iter + 1) % n == 0
+
+    @staticmethod
+    def end_of_epoch(runner: EpochBasedRunner) -> bool:
+        return runner.inner_iter + 1 == len(runner.data_loader)
+
+    @staticmethod
+    def is_last_epoch(runner: EpochBasedRunner) -> bool:
+        return runner.epoch + 1 == runner.max_epochs
+
+    @staticmethod
+    def is_last_iter(runner: EpochBasedRunner) -> bool:
+        return runner.iter + 1 == runner.max_iters
+
+
+@HOOKS.register_module()
+class LrUpdaterHook(Hook):
+    """Sets the learning rate of every parameter group before each step, from a schedule that is a pure function.
+
+    Args:
+        schedule: ``f(base_lr, iter) -> lr``, see ``workspace_lib.optim.lr_schedule``.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, schedule: Any) -> None:
+        self.schedule = schedule
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        for group in runner.optimizer.param_groups:
+            group.setdefault('initial_lr', group['lr'])
+
+    def before_train_iter(self, runner: EpochBasedRunner) -> None:
+        for group in runner.optimizer.param_groups:
+            group['lr'] = self.schedule(group['initial_lr'], runner.iter)
+
+
+@HOOKS.register_module()
+class OptimizerHook(Hook):
+    """Backward pass and optimizer step.
+
+    Args:
+        grad_clip: arguments of ``torch.nn.utils.clip_grad_norm_`` such as ``dict(max_norm=5.)``, or None.
+        cumulative_iters: gradients of this many iterations are averaged before one optimizer step; the rest at the
+            end of the run makes a step of its own.
+    """
+
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, grad_clip: dict | None = None, cumulative_iters: int = 1) -> None:
+        if cumulative_iters < 1:
+            raise ValueError(f'cumulative_iters is {cumulative_iters}; it counts iterations and starts at 1')
+        self.grad_clip = grad_clip
+        self.cumulative_iters = cumulative_iters
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        runner.optimizer.zero_grad()
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        scaler = runner.precision.scaler
+        scaler.scale(runner.outputs['loss'] / self._window(runner)).backward()
+        if not (self.every_n_iters(runner, self.cumulative_iters) or self.is_last_iter(runner)):
+            return
+        if self.grad_clip is not None:
+            scaler.unscale_(runner.optimizer)
+            self._clip(runner)
+        scaler.step(runner.optimizer)
+        scaler.update()
+        runner.optimizer.zero_grad()
+
+    def _window(self, runner: EpochBasedRunner) -> int:
+        """Iterations that share the coming optimizer step; fewer at the end of a run that they do not divide."""
+        full = runner.max_iters - runner.max_iters % self.cumulative_iters
+        return self.cumulative_iters if runner.iter < full else runner.max_iters - full
+
+    def _clip(self, runner: EpochBasedRunner) -> None:
+        params = [p for group in runner.optimizer.param_groups for p in group['params'] if p.grad is not None]
+        if params:
+            norm = torch.nn.utils.clip_grad_norm_(params, **(self.grad_clip or {}))
+            runner.log_buffer.update({'grad_norm': norm.detach()}, runner.outputs['num_samples'])
+
+
+# mmcv's names for the same work: how numbers are represented is the runner's `precision`, not another hook's.
+HOOKS.register_module(name=['Fp16OptimizerHook', 'GradientCumulativeOptimizerHook', 'DistOptimizerHook'],
+                      module=OptimizerHook)
+
+
+@HOOKS.register_module()
+class CheckpointHook(Hook):
+    """Saves ``epoch_N.pth`` and the link ``latest.pth`` every `interval` epochs (or ``iter_N.pth``), and at the end.
+
+    Args:
+        interval: in epochs, or in iterations with ``by_epoch=False``; -1 saves at the end only.
+        max_keep_ckpts: older ones beyond this many are removed; -1 keeps all.
+        save_last: save after the last epoch whatever the interval.
+        save_optimizer: without it a file is smaller and a run cannot be resumed from it.
+        out_dir: another folder than the run's.
+    """
+
+    def __init__(self, interval: int = -1, by_epoch: bool = True, save_optimizer: bool = True,
+                 out_dir: str | None = None, max_keep_ckpts: int = -1, save_last: bool = True) -> None:
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.save_optimizer = save_optimizer
+        self.out_dir = out_dir
+        self.max_keep_ckpts = max_keep_ckpts
+        self.save_last = save_last
+        self.saved: list[str] = []
+
+    def after_train_epoch(self, runner: EpochBasedRunner) -> None:
+        if self.by_epoch and (self.every_n_epochs(runner, self.interval)
+                              or self.save_last and self.is_last_epoch(runner)):
+            self._save(runner, f'epoch_{runner.epoch + 1}.pth')
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        if not self.by_epoch and (self.every_n_iters(runner, self.interval)
+                                  or self.save_last and self.is_last_iter(runner)):
+            self._save(runner, f'iter_{runner.iter + 1}.pth')
+
+    def _save(self, runner: EpochBasedRunner, name: str) -> None:
+        path = runner.save_checkpoint(name, out_dir=self.out_dir, save_optimizer=self.save_optimizer)
+        if path is None:  # another rank writes
+            return
+        runner.logger.info('saved %s', path)
+        self.saved.append(str(path))
+        while 0 < self.max_keep_ckpts < len(self.saved):
+            runner.remove_checkpoint(self.saved.pop(0))
+
+
+@HOOKS.register_module()
+class IterTimerHook(Hook):
+    """Measures each iteration in seconds: ``data_time`` waiting for the batch, ``time`` in all."""
+
+    priority = 'LOW'
+
+    def before_epoch(self, runner: EpochBasedRunner) -> None:
+        self.start = time.perf_counter()
+
+    def before_iter(self, runner: EpochBasedRunner) -> None:
+        runner.log_buffer.update({'data_time': time.perf_counter() - self.start})
+
+    def after_iter(self, runner: EpochBasedRunner) -> None:
+        now = time.perf_counter()
+        runner.log_buffer.update({'time': now - self.start})
+        self.start = now

@@ -1,0 +1,182 @@
+"""What a run says while it goes on: console and log file, JSON lines, TensorBoard, a progress bar.
+
+In: the runner's ``log_buffer`` every `interval` iterations, and what is published (evaluations). Out: files in
+``work_dir``, in mmcv's formats, so that its log analysis reads them.
+"""
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from .hooks import Hook
+from .registry import HOOKS
+
+if TYPE_CHECKING:
+    from .runner import EpochBasedRunner
+
+_FORMAT = '%(asctime)s - %(levelname)s - %(message)s'
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def get_root_logger(log_file: str | Path | None = None, log_level: int | str = 'INFO') -> logging.Logger:
+    """The library's logger with a console handler, and a file handler for `log_file` in place of an earlier one."""
+    logger = logging.getLogger('workspace_lib')
+    logger.setLevel(log_level)
+    if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
+        _add(logger, _ConsoleHandler())
+        logger.propagate = False
+    if log_file is not None:
+        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
+        _add(logger, logging.FileHandler(log_file))
+    return logger
+
+
+def _add(logger: logging.Logger, handler: logging.Handler) -> None:
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    logger.addHandler(handler)
+
+
+class LoggerHook(Hook):
+    """Collects an entry every `interval` iterations and at the end of each epoch, and hands it to ``write``.
+
+    Args:
+        interval: in iterations; each entry averages what came since the one before.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, interval: int = 10) -> None:
+        if interval < 1:
+            raise ValueError(f'{type(self).__name__} got interval={interval}; it counts iterations and starts at 1')
+        self.interval = interval
+
+    def write(self, runner: EpochBasedRunner, entry: dict[str, Any]) -> None:
+        """Write one entry: ``mode``, ``epoch``, ``iter`` (both from 1) and numbers."""
+        raise NotImplementedError(f'{type(self).__name__} has to say how it writes an entry')
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        self.run_start, self.first_iter = time.perf_counter(), runner.iter
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        if self.every_n_inner_iters(runner, self.interval):
+            self.write(runner, self._entry(runner, self.interval))
+        elif self.end_of_epoch(runner):
+            self.write(runner, self._entry(runner, (runner.inner_iter + 1) % self.interval))
+
+    def after_val_epoch(self, runner: EpochBasedRunner) -> None:
+        averages = runner.log_buffer.average(len(runner.data_loader))
+        self.write(runner, dict(mode='val', epoch=runner.epoch, iter=len(runner.data_loader), **averages))
+
+    def _entry(self, runner: EpochBasedRunner, n: int) -> dict[str, Any]:
+        averages = runner.log_buffer.average(n)
+        entry = dict(mode='train', epoch=runner.epoch + 1, iter=runner.inner_iter + 1,
+                     lr=runner.current_lr()[0], **averages)
+        if averages.get('time'):
+            entry['images_per_second'] = runner.outputs['num_samples'] * runner.world_size / averages['time']
+        if runner.precision.device.type == 'cuda':
+            entry['memory'] = torch.cuda.max_memory_allocated(runner.precision.device) // 2**20  # MiB
+        return entry
+
+    def seconds_left(self, runner: EpochBasedRunner) -> float:
+        """From the mean time of an iteration since the start of this run, evaluations and checkpoints included."""
+        done = runner.iter + 1 - self.first_iter
+        return (time.perf_counter() - self.run_start) / done * (runner.max_iters - runner.iter - 1)
+
+
+@HOOKS.register_module()
+class TextLoggerHook(LoggerHook):
+    """One line per entry through ``runner.logger``, and the same as JSON lines in ``<timestamp>.log.json``."""
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        super().before_run(runner)
+        self.json_file = runner.work_dir / f'{runner.timestamp}.log.json' if runner.work_dir else None
+        self._append({key: value for key, value in runner.meta.items() if isinstance(value, str | int | float)}, runner)
+
+    def write(self, runner: EpochBasedRunner, entry: dict[str, Any]) -> None:
+        self._append({key: round(value, 5) if isinstance(value, float) and key != 'lr' else value
+                      for key, value in entry.items()}, runner)
+        rest = {key: value for key, value in entry.items() if key not in ('mode', 'epoch', 'iter', 'lr')}
+        if entry['mode'] == 'train':
+            left = datetime.timedelta(seconds=int(self.seconds_left(runner)))
+            runner.logger.info('Epoch [%d][%d/%d]  lr: %.3e, time left: %s, %s', entry['epoch'], entry['iter'],
+                               len(runner.data_loader), entry['lr'], left, _numbers(rest))
+        else:
+            runner.logger.info('Epoch(val) [%d]  %s', entry['epoch'], _numbers(rest))
+
+    def _append(self, entry: dict[str, Any], runner: EpochBasedRunner) -> None:
+        if self.json_file is not None and runner.rank == 0:
+            with open(self.json_file, 'a') as file:
+                file.write(json.dumps(entry, default=_listed) + '\n')
+
+
+def _numbers(entry: dict[str, Any]) -> str:
+    return ', '.join(f'{key}: {value:.4f}' if isinstance(value, float) else f'{key}: {value}'
+                     for key, value in entry.items())
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if hasattr(value, 'tolist') else str(value)
+
+
+@HOOKS.register_module()
+class TensorboardLoggerHook(LoggerHook):
+    """Scalars for TensorBoard in ``<work_dir>/tf_logs`` (``tensorboard --logdir``), by global iteration."""
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        super().before_run(runner)
+        self.writer: Any = None
+        if runner.work_dir is None or runner.rank != 0:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError('TensorboardLoggerHook needs the package tensorboard: pip install tensorboard, '
+                              'or drop it from log_config.hooks') from error
+        self.writer = SummaryWriter(str(runner.work_dir / 'tf_logs'))
+
+    def write(self, runner: EpochBasedRunner, entry: dict[str, Any]) -> None:
+        if self.writer is None:
+            return
+        for key, value in entry.items():
+            if key not in ('mode', 'epoch', 'iter') and isinstance(value, int | float):
+                self.writer.add_scalar(f'{entry["mode"]}/{key}', value, runner.iter + 1)
+
+    def after_run(self, runner: EpochBasedRunner) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+@HOOKS.register_module()
+class ProgressBarHook(Hook):
+    """Iterations done, rate and time left on a terminal; silent where the output is a file or a notebook."""
+
+    priority = 'LOWEST'
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        self.bar = tqdm(total=runner.max_iters, initial=runner.iter, unit='it', desc='train',
+                        disable=None if runner.rank == 0 else True, dynamic_ncols=True)
+
+    def before_train_epoch(self, runner: EpochBasedRunner) -> None:
+        self.bar.set_description(f'train, epoch {runner.epoch + 1}/{runner.max_epochs}')
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        self.bar.update()
+
+    def after_run(self, runner: EpochBasedRunner) -> None:
+        self.bar.close()

@@ -1,0 +1,131 @@
+"""The test loop, and the hook that runs it between epochs of training.
+
+In: a model and a loader in data-set order. Out: one score vector per image, and the metrics made of them.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .device import Precision
+from .hooks import Hook
+from .registry import HOOKS
+
+if TYPE_CHECKING:
+    from .runner import EpochBasedRunner
+
+
+def single_gpu_test(model: Any, data_loader: Any, show: bool = False, out_dir: str | Path | None = None,
+                    precision: Precision | None = None, progress: bool = True, **show_kwargs: Any) -> list[np.ndarray]:
+    """Run `model` over every image of `data_loader`, once and in order.
+
+    Args:
+        model: called as ``model(return_loss=False, **batch)``; it comes back in evaluation mode.
+        data_loader: a ``Loader`` without shuffling.
+        show: open each result in a window.
+        out_dir: write each image with its prediction into this folder, under the image's own name.
+        precision: number format of the forward pass; float32 when None.
+        show_kwargs: passed to ``model.show_result``.
+
+    Returns:
+        Scores, one float32 array of shape (num_classes,) per image: a batch is a list of ``samples_per_gpu`` arrays.
+    """
+    model.eval()
+    precision = precision or Precision(next(model.parameters()).device)
+    results: list[np.ndarray] = []
+    with tqdm(total=len(data_loader.dataset), unit='img', desc='test', disable=None if progress else True,
+              dynamic_ncols=True) as bar, torch.no_grad():
+        for batch in data_loader:
+            with precision.autocast():
+                result = model(return_loss=False, **batch)
+            if show or out_dir:
+                _show(model, data_loader.dataset, result, len(results), show, out_dir, show_kwargs)
+            results.extend(result)
+            bar.update(len(result))
+    return results
+
+
+def _show(model: Any, dataset: Any, result: list[np.ndarray], first: int, show: bool,
+          out_dir: str | Path | None, show_kwargs: dict) -> None:
+    """Draw predictions on the images as they are on disk, not as the pipeline cropped them."""
+    for index, scores in enumerate(result, start=first):
+        name = Path(dataset.filename(index))
+        label = int(np.argmax(scores))
+        shown = dict(pred_class=model.CLASSES[label], pred_label=label, pred_score=float(scores[label]))
+        out_file = Path(out_dir) / (name.stem + '.png' if not name.suffix else name.name) if out_dir else None
+        model.show_result(dataset.load_image(index), shown, show=show,
+                          out_file=str(out_file) if out_file else None, **show_kwargs)
+
+
+@HOOKS.register_module()
+class EvalHook(Hook):
+    """Tests the model every `interval` epochs (or iterations), publishes the metrics, and keeps the best checkpoint.
+
+    Args:
+        dataloader: a ``Loader`` without shuffling.
+        interval: in epochs, or in iterations with ``by_epoch=False``.
+        start: the first epoch (from 1) to evaluate after.
+        save_best: name of a metric, or ``'auto'`` for the first one: its best checkpoint is kept as
+            ``best_<metric>_epoch_N.pth``.
+        rule: ``'greater'`` or ``'less'`` is better.
+        eval_kwargs: passed to ``dataset.evaluate``: ``metric``, ``metric_options``.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, dataloader: Any, interval: int = 1, by_epoch: bool = True, start: int | None = None,
+                 save_best: str | None = None, rule: str = 'greater', **eval_kwargs: Any) -> None:
+        if rule not in ('greater', 'less'):
+            raise ValueError(f"evaluation.rule is {rule!r}; it is 'greater' or 'less'")
+        self.dataloader = dataloader
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.start = start or 0
+        self.save_best = save_best
+        self.rule = rule
+        self.eval_kwargs = eval_kwargs
+        self.best: float | None = None
+        self.best_file: str | None = None
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        kept = runner.meta.get('hook_msgs', {})  # of the run that is resumed
+        self.best, self.best_file = kept.get('best_score'), kept.get('best_ckpt')
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        if not self.by_epoch and self.every_n_iters(runner, self.interval):
+            self.evaluate(runner, f'iter_{runner.iter + 1}')
+
+    def after_train_epoch(self, runner: EpochBasedRunner) -> None:
+        if self.by_epoch and runner.epoch + 1 >= self.start and self.every_n_epochs(runner, self.interval):
+            self.evaluate(runner, f'epoch_{runner.epoch + 1}')
+
+    def evaluate(self, runner: EpochBasedRunner, moment: str) -> None:
+        """Test, publish, and leave the model in training mode as it was found."""
+        results = single_gpu_test(runner.model, self.dataloader, precision=runner.precision, progress=False)
+        runner.model.train()
+        metrics = self.dataloader.dataset.evaluate(results, logger=runner.logger, **self.eval_kwargs)
+        runner.publish(dict(mode='val', epoch=runner.epoch + 1, iter=len(self.dataloader), **metrics))
+        if self.save_best is not None:
+            self._keep_best(runner, metrics, moment)
+
+    def _keep_best(self, runner: EpochBasedRunner, metrics: dict[str, Any], moment: str) -> None:
+        key = next(iter(metrics)) if self.save_best == 'auto' else str(self.save_best)
+        if key not in metrics:
+            raise KeyError(f'evaluation.save_best is {key!r}, but the evaluation gave {", ".join(metrics)}')
+        value = float(metrics[key])
+        if self.best is not None and (value <= self.best if self.rule == 'greater' else value >= self.best):
+            return
+        earlier, name = self.best_file, f'best_{key}_{moment}.pth'
+        self.best, self.best_file = value, str(runner.work_dir / name) if runner.work_dir else None
+        runner.meta['hook_msgs'] = dict(best_score=self.best, best_ckpt=self.best_file)
+        path = runner.save_checkpoint(name, link=False)
+        if path and earlier and earlier != str(path):
+            Path(earlier).unlink(missing_ok=True)
+        runner.logger.info('best %s so far: %.4f, kept as %s', key, value, path)
+
+
+HOOKS.register_module(name='DistEvalHook', module=EvalHook)

@@ -1,0 +1,239 @@
+"""The train loop: epochs over a loader, one step at a time, with hooks called at named points.
+
+In: a model with ``train_step``, an optimizer, loaders. Out: a trained model, and in ``work_dir`` what the hooks wrote.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint as ckpt
+from .device import Precision
+from .dist import get_dist_info
+from .hooks import PRIORITIES, Hook
+from .registry import HOOKS, RUNNERS
+
+
+class LogBuffer:
+    """The last values of everything that is logged, kept as they come (tensors stay on their device).
+
+    Turning a CUDA tensor into a float waits for the GPU; that happens in ``average``, once per log line.
+    """
+
+    def __init__(self, history: int = 1000) -> None:
+        self.history = history
+        self.values: dict[str, deque[tuple[Any, int]]] = {}
+
+    def update(self, values: dict[str, Any], count: int = 1) -> None:
+        """Append one value per name; `count` is its weight in the average (the number of samples)."""
+        for name, value in values.items():
+            if name not in self.values:
+                self.values[name] = deque(maxlen=self.history)
+            self.values[name].append((value, count))
+
+    def average(self, n: int) -> dict[str, float]:
+        """The weighted mean of the last `n` values of each name."""
+        return {name: _mean(list(entries)[-n:]) for name, entries in self.values.items()}
+
+    def clear(self) -> None:
+        self.values.clear()
+
+
+def _mean(entries: Sequence[tuple[Any, int]]) -> float:
+    total = sum(count for _, count in entries)
+    if isinstance(entries[0][0], torch.Tensor):
+        values = torch.stack([value.detach().float() for value, _ in entries])
+        weights = torch.tensor([count for _, count in entries], dtype=values.dtype)
+        return float((values.cpu() * weights).sum()) / total
+    return sum(value * count for value, count in entries) / total
+
+
+@RUNNERS.register_module()
+class EpochBasedRunner:
+    """Runs epochs as the workflow says and calls the hooks, lowest priority number first.
+
+    Args:
+        model: its ``train_step(batch, optimizer)`` returns ``dict(loss, log_vars, num_samples)``.
+        optimizer: stepped by ``OptimizerHook``.
+        work_dir: where checkpoints and logs go; None writes nothing.
+        max_epochs: after this many the run ends.
+        precision: number format of the forward pass; float32 when None.
+
+    State that hooks read: ``epoch``, ``iter``, ``inner_iter`` (counted from 0), ``max_epochs``, ``max_iters``,
+    ``mode``, ``data_loader``, ``data_batch``, ``outputs``, ``log_buffer``, ``meta``.
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None,
+                 work_dir: str | os.PathLike | None = None, logger: logging.Logger | None = None,
+                 meta: dict | None = None, max_epochs: int | None = None,
+                 precision: Precision | None = None) -> None:
+        if max_epochs is None:
+            raise ValueError('runner.max_epochs is missing; say how long to train, '
+                             "e.g. runner=dict(type='EpochBasedRunner', max_epochs=100)")
+        self.model: Any = model
+        self.optimizer: Any = optimizer
+        self.work_dir = Path(work_dir) if work_dir is not None else None
+        self.logger = logger or logging.getLogger('workspace_lib')
+        self.meta = dict(meta or {})
+        self.max_epochs = max_epochs
+        self.precision = precision or Precision(torch.device('cpu'))
+        self.epoch = self.iter = self.inner_iter = 0
+        self.max_iters = 0
+        self.mode = 'train'
+        self.rank, self.world_size = get_dist_info()
+        self.timestamp = time.strftime('%Y%m%d_%H%M%S')
+        self.hooks: list[Hook] = []
+        self.log_buffer = LogBuffer()
+        self.data_loader: Any = None
+        self.data_batch: Any = None
+        self.outputs: dict[str, Any] = {}
+
+    def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
+        """Insert a hook behind those of the same priority (a name or a number; else the hook's own)."""
+        if isinstance(hook, dict):
+            config = {**hook}
+            priority = config.pop('priority', priority)
+            hook = HOOKS.build(type(hook)(config) if 'priority' in hook else hook)
+        chosen = hook.priority if priority is None else priority
+        if isinstance(chosen, str) and chosen.upper() not in PRIORITIES:
+            raise ValueError(f'{type(hook).__name__} has priority {chosen!r}; known: {", ".join(PRIORITIES)}')
+        rank = PRIORITIES[chosen.upper()] if isinstance(chosen, str) else chosen
+        hook.rank = rank  # type: ignore[attr-defined]
+        position = sum(other.rank <= rank for other in self.hooks)  # type: ignore[attr-defined]
+        self.hooks.insert(position, hook)
+
+    def call_hook(self, point: str) -> None:
+        for hook in self.hooks:
+            getattr(hook, point)(self)
+
+    def run(self, data_loaders: Sequence[Iterable], workflow: Sequence[tuple[str, int]]) -> None:
+        """Train to ``max_epochs``; ``workflow=[('train', 2), ('val', 1)]`` validates after every second epoch."""
+        self._check_workflow(data_loaders, workflow)
+        train_loader = next(loader for (mode, _), loader in zip(workflow, data_loaders, strict=True)
+                            if mode == 'train')
+        self.max_iters = self.max_epochs * len(train_loader)  # type: ignore[arg-type]
+        self.data_loader = train_loader
+        self._restart_broken_epoch()
+        self.call_hook('before_run')
+        while self.epoch < self.max_epochs:
+            for (mode, epochs), loader in zip(workflow, data_loaders, strict=True):
+                for _ in range(epochs):
+                    if mode == 'train' and self.epoch >= self.max_epochs:
+                        break
+                    getattr(self, mode)(loader)
+        self.call_hook('after_run')
+
+    def train(self, data_loader: Any) -> None:
+        """One epoch of training."""
+        self.model.train()
+        self._begin('train', data_loader)
+        for self.inner_iter, self.data_batch in enumerate(data_loader):
+            self.call_hook('before_train_iter')
+            with self.precision.autocast():
+                self.outputs = self.model.train_step(self.data_batch, self.optimizer)
+            self.log_buffer.update(self.outputs['log_vars'], self.outputs['num_samples'])
+            self.call_hook('after_train_iter')
+            self.iter += 1
+        self.call_hook('after_train_epoch')
+        self.epoch += 1
+
+    @torch.no_grad()
+    def val(self, data_loader: Any) -> None:
+        """One epoch of the same step without gradients: its losses are logged."""
+        self.model.eval()
+        self._begin('val', data_loader)
+        for self.inner_iter, self.data_batch in enumerate(data_loader):
+            self.call_hook('before_val_iter')
+            with self.precision.autocast():
+                self.outputs = self.model.val_step(self.data_batch, self.optimizer)
+            self.log_buffer.update(self.outputs['log_vars'], self.outputs['num_samples'])
+            self.call_hook('after_val_iter')
+        self.call_hook('after_val_epoch')
+
+    def _begin(self, mode: str, data_loader: Any) -> None:
+        self.mode, self.data_loader = mode, data_loader
+        if hasattr(data_loader, 'set_epoch'):
+            data_loader.set_epoch(self.epoch)
+        self.log_buffer.clear()
+        self.call_hook(f'before_{mode}_epoch')
+
+    def _check_workflow(self, data_loaders: Sequence, workflow: Sequence[tuple[str, int]]) -> None:
+        for mode, _ in workflow:
+            if mode not in ('train', 'val'):
+                raise ValueError(f'workflow has {mode!r}; known are train and val, as in [("train", 1)]')
+        if not any(mode == 'train' and epochs > 0 for mode, epochs in workflow):
+            raise ValueError(f'workflow {list(workflow)} never trains; it needs a ("train", n) entry')
+        if len(data_loaders) != len(workflow):
+            raise ValueError(f'workflow has {len(workflow)} entries, but {len(data_loaders)} loaders were given')
+
+    def _restart_broken_epoch(self) -> None:
+        whole = self.epoch * len(self.data_loader)
+        if self.iter != whole:
+            self.logger.warning('the checkpoint is from the middle of epoch %d: that epoch starts again',
+                                self.epoch + 1)
+            self.iter = whole
+
+    def current_lr(self) -> list[float]:
+        return [group['lr'] for group in self.optimizer.param_groups]
+
+    def save_checkpoint(self, name: str, out_dir: str | os.PathLike | None = None,
+                        save_optimizer: bool = True, link: bool = True) -> Path | None:
+        """Write the state after the current step; only rank 0 writes. Returns the path."""
+        folder = Path(out_dir) if out_dir is not None else self.work_dir
+        if self.rank != 0 or folder is None:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        done = self._done()
+        scaler = {'scaler': self.precision.scaler.state_dict()} if self.precision.scaler.is_enabled() else {}
+        ckpt.save_checkpoint(self.model, folder / name, self.optimizer if save_optimizer else None,
+                             {**self.meta, **done}, **scaler)
+        if link:
+            ckpt.link_latest(folder, name)
+        return folder / name
+
+    def _done(self) -> dict[str, int]:
+        """Completed epochs and iterations, seen from inside a hook, where the counters have yet to move on."""
+        in_step = self.iter < (self.epoch + 1) * len(self.data_loader)
+        iterations = self.iter + in_step
+        return dict(epoch=iterations // len(self.data_loader), iter=iterations)
+
+    def publish(self, entry: dict[str, Any]) -> None:
+        """Hand results that are not per-iteration averages (an evaluation's) to every hook that writes logs."""
+        for hook in self.hooks:
+            if hasattr(hook, 'write'):
+                hook.write(self, entry)
+
+    def remove_checkpoint(self, path: str) -> None:
+        """Delete one, unless a link of the run points at it or it is gone already."""
+        file = Path(path)
+        links = [link.resolve() for link in file.parent.glob('*.pth') if link.is_symlink()]
+        if file.resolve() not in links:
+            file.unlink(missing_ok=True)
+
+    def load_checkpoint(self, filename: str, map_location: str = 'cpu', strict: bool = False) -> dict:
+        """Weights only: where a training starts from."""
+        self.logger.info('weights from %s', filename)
+        return ckpt.load_checkpoint(self.model, filename, map_location, strict)
+
+    def resume(self, filename: str, resume_optimizer: bool = True, map_location: str = 'cpu') -> None:
+        """Weights, optimizer, loss scale, epoch and iteration: the run goes on where it was."""
+        state = ckpt.load_checkpoint(self.model, filename, map_location, strict=True)
+        meta = state.get('meta') or {}
+        if 'epoch' not in meta or (resume_optimizer and 'optimizer' not in state):
+            raise ValueError(f'{filename} holds weights, but no optimizer and epoch to resume from; '
+                             'use --load-from to start a new run with its weights')
+        if resume_optimizer:
+            self.optimizer.load_state_dict(state['optimizer'])
+        if 'scaler' in state:
+            self.precision.scaler.load_state_dict(state['scaler'])
+        self.epoch, self.iter = meta['epoch'], meta['iter']
+        if 'hook_msgs' in meta:
+            self.meta['hook_msgs'] = meta['hook_msgs']
+        self.logger.info('resumed %s: epoch %d, iteration %d', filename, self.epoch, self.iter)
