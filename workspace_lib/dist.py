@@ -1,0 +1,42 @@
+"""Who am I among the processes of this run; sums over all of them.
+
+One process, not launched as a group, is rank 0 of 1, and nothing here then communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+def get_dist_info() -> tuple[int, int]:
+    """(rank, world size) of this process."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return get_dist_info()[0] == 0
+
+
+def master_only(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: runs on rank 0; elsewhere the call returns None at once."""
+
+    @wraps(function)
+    def on_main(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs) if is_main() else None
+
+    return on_main
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over all ranks, in place, and returned; every rank must call it with the same shape and dtype."""
+    if get_dist_info()[1] > 1:
+        distributed.all_reduce(tensor)
+    return tensor
