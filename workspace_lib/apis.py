@@ -4,14 +4,11 @@ In: a ``Config``. Out: a trained model, scores, a prediction, a picture.
 """
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import random
-import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,64 +24,12 @@ from .loops import EvalHook
 from .loops import single_gpu_test as single_gpu_test
 from .models import build_classifier
 from .optim import build_optimizer, lr_schedule
-from .registry import HOOKS, RUNNERS
+from .recipes import load_config as load_config
+from .registry import DATASETS, HOOKS, RUNNERS
 from .runner import EpochBasedRunner
-
-CONFIGS = Path(__file__).parent / 'configs'
-
-#: What the library reads from the top level of a config; other names are the config's own variables.
-TOP_LEVEL_KEYS = frozenset('''
-    model data optimizer optimizer_config lr_config momentum_config runner total_epochs workflow evaluation
-    checkpoint_config log_config log_level custom_hooks custom_imports fp16 bf16 channels_last compile
-    cudnn_benchmark deterministic seed device gpu_ids gpus work_dir load_from resume_from dist_params
-    find_unused_parameters sampler opencv_num_threads mp_start_method
-    '''.split())
 
 #: Keys of ``data`` that are not arguments of ``build_dataloader``.
 _DATA_SECTIONS = ('train', 'val', 'test', 'train_dataloader', 'val_dataloader', 'test_dataloader')
-
-
-def load_config(config: str | os.PathLike | Config, options: dict | None = None) -> Config:
-    """A config from a path, or from a name below the package's own ``configs``, with `options` merged in.
-
-    Raises:
-        KeyError: a top-level key that is a misspelling of one the library reads, or an option whose parent is not in
-            the config.
-    """
-    if isinstance(config, Config):
-        cfg = config
-    else:
-        packaged = CONFIGS / config
-        cfg = Config.fromfile(str(packaged if packaged.is_file() and not Path(config).is_file() else config))
-    if options:
-        _check_options(cfg, options)
-        cfg.merge_from_dict(options)
-    _check_top_level(cfg)
-    return cfg
-
-
-def _check_options(cfg: Config, options: dict) -> None:
-    """``--cfg-options modle.depth=18`` would change nothing and say nothing."""
-    known = set(cfg) | TOP_LEVEL_KEYS
-    for option in options:
-        head = option.split('.')[0]
-        if head not in known:
-            raise KeyError(f'option {option!r}: the config has no {head!r}{_nearest(head, known)}')
-
-
-def _check_top_level(cfg: Config) -> None:
-    for key in cfg:
-        if key in TOP_LEVEL_KEYS or key.startswith('_'):
-            continue
-        near = difflib.get_close_matches(key, TOP_LEVEL_KEYS, 1, cutoff=0.85)
-        if near:
-            raise KeyError(f'unknown config key {key!r}; did you mean {near[0]!r}? ({cfg.origin(key)}; a variable of '
-                           'your own may have this name with a leading underscore)')
-
-
-def _nearest(word: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f'; did you mean {near[0]!r}?' if near else ''
 
 
 def init_random_seed(seed: int | None = None) -> int:
@@ -119,7 +64,7 @@ def init_model(config: str | os.PathLike | Config, checkpoint: str | None = None
     """
     chosen = select_device(device)
     cfg = load_config(config, options)
-    model = build_classifier({**cfg.model, 'pretrained': None} if 'pretrained' in cfg.model else cfg.model)
+    model = build_classifier(cfg.model)  # `pretrained` acts in init_weights, which inference never calls
     meta = (load_checkpoint(model, str(checkpoint), map_location='cpu').get('meta') or {}) if checkpoint else {}
     model.CLASSES = meta.get('CLASSES') or _classes_of(cfg)
     model.cfg = cfg
@@ -128,7 +73,6 @@ def init_model(config: str | os.PathLike | Config, checkpoint: str | None = None
 
 def _classes_of(cfg: Config) -> Sequence[str]:
     """Names for a checkpoint that carries none: those of the config's data set class, else ImageNet's."""
-    from .registry import DATASETS
     section = cfg.get('data', {}).get('test', {})
     dataset = DATASETS.get(section.get('type', '')) if section else None
     classes = section.get('classes') or getattr(dataset, 'CLASSES', None)
@@ -258,12 +202,12 @@ def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int)
 
 def _register_evaluation(runner: EpochBasedRunner, cfg: Config, device: torch.device) -> None:
     dataset = build_dataset(cfg.data.val, dict(test_mode=True))
-    _check_class_count(runner.model, dataset, cfg)
+    check_class_count(runner.model, dataset, cfg)
     loader = build_loader(cfg, 'val', dataset, device)
     runner.register_hook(EvalHook(loader, **{'by_epoch': True, **(cfg.get('evaluation') or {})}))
 
 
-def _check_class_count(model: Any, dataset: Any, cfg: Config) -> None:
+def check_class_count(model: Any, dataset: Any, cfg: Config) -> None:
     """A head that is too small would fail in the loss; one that is too large trains, and wastes a week."""
     head = getattr(model, 'head', None)
     outputs, classes = getattr(head, 'num_classes', None), dataset.CLASSES
@@ -280,8 +224,3 @@ def _say_start(runner: EpochBasedRunner, cfg: Config, device: torch.device, load
                        type(runner.model).__name__, describe_device(device),
                        str(runner.precision.dtype).removeprefix('torch.'), f'{len(loader.dataset):,}', len(loader),
                        runner.max_epochs, f'{parameters:,}', runner.work_dir)
-
-
-def timestamp() -> str:
-    """Names the log files of a run: local time, to the second."""
-    return time.strftime('%Y%m%d_%H%M%S')

@@ -1,0 +1,201 @@
+"""What the subcommands do: ``train``, ``test``, ``infer``, ``config``; ordinary functions, so notebooks use them too.
+
+In: config names and paths. Out: a run's folder, a result file, a prediction, text.
+"""
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..apis import (
+    build_loader,
+    check_class_count,
+    inference_model,
+    init_model,
+    init_random_seed,
+    set_random_seed,
+    single_gpu_test,
+    train_model,
+)
+from ..config import Config
+from ..datasets import build_dataset
+from ..device import Precision, select_device
+from ..log_hooks import get_root_logger
+from ..models import build_classifier
+from ..recipes import load_config
+from ..runner import EpochBasedRunner
+from .versions import collect_versions
+
+logger = logging.getLogger(__name__)
+
+OUT_ITEMS = ('class_scores', 'pred_score', 'pred_label', 'pred_class')
+
+
+def train(config: str | Config, work_dir: str | None = None, resume_from: str | None = None,
+          load_from: str | None = None, validate: bool = True, seed: int | None = None,
+          deterministic: bool = False, device: str | None = None, options: dict | None = None) -> EpochBasedRunner:
+    """Train as a config says, into a folder that holds all that the run was: config, versions, log, checkpoints.
+
+    Args:
+        work_dir: default ``work_dirs/<name of the config>``. A folder with checkpoints is only written to when resuming.
+        resume_from: a checkpoint of this run to go on from; `load_from` starts a new run with weights alone.
+        validate: evaluate between epochs.
+        seed: of initialisation, order and augmentation; default a fresh one, named in the log.
+        device: default the config's, else ``auto``.
+        options: overrides such as ``{'optimizer.lr': 0.01}``.
+    """
+    cfg = load_config(config, options)
+    name = Path(str(cfg.filename)).stem if cfg.filename else 'config'
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
+    cfg.resume_from = resume_from or cfg.get('resume_from')
+    cfg.load_from = load_from or cfg.get('load_from')
+    cfg.seed = init_random_seed(seed if seed is not None else cfg.get('seed'))
+    _refuse_used_folder(Path(cfg.work_dir), cfg.resume_from)
+    _check_exists(cfg.resume_from or cfg.load_from)
+    chosen = select_device(device or cfg.get('device', 'auto'))
+    set_random_seed(cfg.seed, deterministic or bool(cfg.get('deterministic')))
+    model = build_classifier(cfg.model)
+    model.init_weights()
+    datasets = _datasets_of_workflow(cfg)
+    check_class_count(model, datasets[0], cfg)
+    model.CLASSES = datasets[0].CLASSES
+    stamp = _start_folder(cfg, name)
+    runner = train_model(model, datasets, cfg, validate=validate, timestamp=stamp, device=chosen,
+                         meta=dict(seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
+    logger.info('done; test it with: workspace test %s %s --metrics accuracy',
+                cfg.filename, Path(cfg.work_dir) / 'latest.pth')
+    return runner
+
+
+def _refuse_used_folder(folder: Path, resume_from: str | None) -> None:
+    found = sorted(folder.glob('*.pth')) if folder.is_dir() else []
+    if found and not resume_from:
+        raise FileExistsError(f'{folder} already holds a run ({found[-1].name}). Go on with it: --resume-from '
+                              f'{folder / "latest.pth"}; or start another one: --work-dir OTHER')
+
+
+def _check_exists(checkpoint: str | None) -> None:
+    if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f'checkpoint {checkpoint} does not exist')
+
+
+def _datasets_of_workflow(cfg: Config) -> list[Any]:
+    """The training set, and for a ``val`` entry the validation set seen through the training pipeline (as mmcls)."""
+    datasets = []
+    for mode, _ in cfg.get('workflow', [('train', 1)]):
+        section = cfg.data.train
+        if mode == 'val':
+            section = copy.deepcopy(cfg.data.val)
+            section.pipeline = cfg.data.train.pipeline
+        datasets.append(build_dataset(section))
+    return datasets
+
+
+def _start_folder(cfg: Config, name: str) -> str:
+    folder, stamp = Path(cfg.work_dir), time.strftime('%Y%m%d_%H%M%S')
+    folder.mkdir(parents=True, exist_ok=True)
+    get_root_logger(folder / f'{stamp}.log', cfg.get('log_level', 'INFO'))
+    cfg.dump(str(folder / f'{name}.py'))
+    versions = collect_versions()
+    write_atomically(folder / 'report.json', json.dumps(versions, indent=2) + '\n')
+    logger.info('seed %d; %s', cfg.seed, ', '.join(f'{key} {value}' for key, value in versions.items() if value))
+    return stamp
+
+
+def test(config: str | Config, checkpoint: str, metrics: list[str] | None = None, metric_options: dict | None = None,
+         out: str | None = None, out_items: list[str] | None = None, show: bool = False, show_dir: str | None = None,
+         device: str = 'auto', options: dict | None = None) -> dict[str, Any]:
+    """Evaluate a checkpoint on the config's test set.
+
+    Args:
+        metrics: accuracy, precision, recall, f1_score, support.
+        metric_options: such as ``dict(topk=(1, 5), average_mode='none')``.
+        out: .json, .yaml or .pkl; holds the metrics unrounded and the `out_items`.
+        out_items: of class_scores, pred_score, pred_label, pred_class; default all, ``['none']`` for none.
+        show_dir: folder for the images with their predictions.
+
+    Returns:
+        The metrics, in percent except ``support``.
+    """
+    if not (metrics or out or show or show_dir):
+        raise ValueError('nothing to do: give --metrics, --out, --show or --show-dir')
+    write = _writer(out) if out else None
+    chosen = select_device(device)
+    cfg = load_config(config, options)
+    dataset = build_dataset(cfg.data.test, dict(test_mode=True))
+    model = init_model(cfg, checkpoint, chosen)
+    check_class_count(model, dataset, cfg)
+    loader = build_loader(cfg, 'test', dataset, chosen)
+    precision = Precision(chosen, cfg.get('fp16'), bool(cfg.get('bf16')))
+    results = single_gpu_test(model, loader, show, show_dir, precision)
+    values = dict(dataset.evaluate(results, metrics, metric_options, logger=logger)) if metrics else {}
+    if write:
+        write({**values, **_predictions(results, model.CLASSES, out_items or ['all'])})
+        logger.info('wrote %s', out)
+    return values
+
+
+def _predictions(results: list[np.ndarray], classes: Any, items: list[str]) -> dict[str, Any]:
+    scores = np.vstack(results)
+    labels = scores.argmax(axis=1)
+    every = dict(class_scores=scores, pred_score=scores.max(axis=1), pred_label=labels,
+                 pred_class=[classes[label] for label in labels])
+    wanted = OUT_ITEMS if 'all' in items else items
+    return {name: every[name] for name in OUT_ITEMS if name in wanted}
+
+
+def _writer(out: str) -> Any:
+    """The function that writes `out`, found before an hour of testing rather than after it."""
+    path = Path(out)
+    if path.suffix not in ('.json', '.yaml', '.yml', '.pkl', '.pickle'):
+        raise ValueError(f'--out {out}: the name ends in .json, .yaml or .pkl')
+    if not path.resolve().parent.is_dir():
+        raise FileNotFoundError(f'--out {out}: the folder {path.resolve().parent} does not exist')
+    if path.suffix == '.json':
+        return lambda result: write_atomically(path, json.dumps(_plain(result)))
+    if path.suffix in ('.pkl', '.pickle'):
+        return lambda result: write_atomically(path, pickle.dumps(result))
+    return lambda result: write_atomically(path, yaml.safe_dump(_plain(result), sort_keys=False))
+
+
+def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+    """Under a temporary name first: a reader never sees half a file, and a failure leaves the old one."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = Path(f'{path}.{os.getpid()}.tmp')
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and numpy numbers as lists and numbers, for JSON and YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, 'tolist') else value
+
+
+def infer(image: str, config: str | Config, checkpoint: str, device: str = 'auto', topk: int = 5,
+          out_file: str | None = None, options: dict | None = None) -> list[tuple[str, float]]:
+    """Classify one image; the `topk` class names with their scores, and a picture in `out_file` if given."""
+    if not Path(image).is_file():
+        raise FileNotFoundError(f'image {image} does not exist')
+    model = init_model(config, checkpoint, device, options)
+    result = inference_model(model, image)
+    if out_file:
+        model.show_result(image, result, out_file=out_file)
+        logger.info('wrote %s', out_file)
+    best = np.argsort(-result['scores'], kind='stable')[:topk]
+    return [(model.CLASSES[label], float(result['scores'][label])) for label in best]
