@@ -1,0 +1,214 @@
+"""Checkpoints in mmcv's layout: written whole or not at all, loaded with a report of what did not fit.
+
+In: a model, an optimizer, a file. Out: `dict(meta, state_dict, optimizer)` on disk, or weights in the model.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import __version__
+from .dist import is_main
+from .safe_load import UnsafeCheckpointError as UnsafeCheckpointError
+from .safe_load import allowed_globals, read_checkpoint, some
+
+
+def weights_of(checkpoint: dict[str, Any], filename: str | os.PathLike = 'the checkpoint') -> dict[str, Any]:
+    """Its `state_dict` or `model` entry, or the whole when it is a bare state dict. ValueError if neither."""
+    for weights in (checkpoint.get('state_dict'), checkpoint.get('model'), checkpoint):
+        if isinstance(weights, dict) and any(isinstance(v, torch.Tensor) for v in weights.values()):
+            return weights
+    raise ValueError(f'{filename} holds no weights; its keys: {some(map(str, checkpoint))}')
+
+
+def load_checkpoint(model: nn.Module, filename: str | os.PathLike, map_location: Any = 'cpu',
+                    strict: bool = False, logger: logging.Logger | None = None,
+                    revise_keys: Sequence[tuple[str, str]] = ((r'^module\.', ''),)) -> dict[str, Any]:
+    """Load the weights in `filename` into `model`; what does not fit is logged.
+
+    Args:
+        strict: raise unless names and shapes agree exactly.
+        revise_keys: (pattern, replacement) pairs for `re.sub` on the names in the file.
+
+    Returns:
+        The whole checkpoint, as read.
+
+    Raises:
+        RuntimeError: nothing fits, or layer after layer has another shape; with `strict`, anything at all.
+        and what `read_checkpoint` raises.
+    """
+    checkpoint = read_checkpoint(filename, map_location)
+    weights = weights_of(checkpoint, filename)
+    revised = _with_layout(weights, ((_revised(k, revise_keys), v) for k, v in weights.items()))
+    load_state_dict(model, revised, strict, logger, filename)
+    return checkpoint
+
+
+def _revised(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def load_state_dict(module: nn.Module, state_dict: dict[str, Any], strict: bool = False,
+                    logger: logging.Logger | None = None,
+                    source: str | os.PathLike = 'the state dict') -> None:
+    """Copy every tensor whose name and shape fit, and report the rest as `load_checkpoint` does."""
+    module = unwrapped(module)
+    other_shape, missing, unexpected = _copy_in(module, state_dict)
+    if not (other_shape or missing or unexpected):
+        return
+    own = {k: v for k, v in module.state_dict().items() if not _is_counter(k)}
+    fitting = len(own) - len(other_shape) - len(missing)
+    shapes = [f'{k} is {tuple(own[k].shape)} here, {tuple(state_dict[k].shape)} there' for k in other_shape]
+    report = [f"{source} has {fitting} of the model's {len(own)} tensors"]
+    report += [f'{len(names)} {what}: {some(names)}' for what, names in (
+        ('with another shape', shapes), ('missing', missing), ('unexpected', unexpected)) if names]
+    # A new stem and a new classifier are two layers of another shape; many are another network.
+    if own and (not fitting or len({k.rpartition('.')[0] for k in other_shape}) > 3):
+        raise RuntimeError('\n  '.join([
+            f'{source} is a checkpoint of another model: it has {fitting} of {len(own)} tensors',
+            *shapes[:3], f'names in the file: {some(state_dict)}', f'names in the model: {some(own)}', 'Use the config that it was trained with; where only the names '
+            "differ, revise_keys, as in [(r'^', 'backbone.')]"]))
+    report += _other_classes(own, state_dict, other_shape)
+    if strict:
+        raise RuntimeError('\n  '.join(report))
+    if is_main():
+        (logger or logging.getLogger('workspace_lib')).warning('\n  '.join(report))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel and torch.compile."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(model.module)
+    return getattr(model, '_orig_mod', model)
+
+
+def _copy_in(module: nn.Module, state_dict: dict[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Names with another shape, missing and unexpected ones.
+
+    Only torch can say, after the layers' own hooks have renamed and resized, which shapes differ: it copies
+    what fits, then raises; so those it names are left out of a second call.
+    """
+    other_shape: list[str] = []
+    try:
+        result = module.load_state_dict(state_dict, strict=False)
+    except RuntimeError as error:
+        other_shape = [k for k in re.findall(r'size mismatch for (\S+):', str(error)) if k in state_dict]
+        if not other_shape:
+            raise
+        result = module.load_state_dict(_with_layout(state_dict, (
+            (k, v) for k, v in state_dict.items() if k not in other_shape)), strict=False)
+    absent = [k for k in result.missing_keys if k not in other_shape and not _is_counter(k)]
+    return other_shape, absent, result.unexpected_keys
+
+
+def _is_counter(name: str) -> bool:  # old files lack them, and nothing but momentum=None reads them
+    return name.endswith('num_batches_tracked')
+
+
+def _with_layout(state_dict: dict[str, Any], items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A state dict of `items` that keeps the layers' version numbers, which torch hides in an attribute."""
+    out: Any = OrderedDict(items)
+    if hasattr(state_dict, '_metadata'):
+        out._metadata = state_dict._metadata
+    return out
+
+
+def _other_classes(own: dict[str, Any], theirs: dict[str, Any], names: list[str]) -> list[str]:
+    weight = next((k for k in names if own[k].dim() == 2 and own[k].shape[1:] == theirs[k].shape[1:]), None)
+    if weight is None:
+        return []
+    return [f'set num_classes={len(theirs[weight])} in the head to use the classifier of this checkpoint '
+            f'(the model has num_classes={len(own[weight])}); as it is, {weight} keeps its initial values']
+
+
+def save_checkpoint(model: nn.Module, filename: str | os.PathLike, optimizer: Any = None,
+                    meta: dict[str, Any] | None = None, **extra: Any) -> None:
+    """Write `dict(meta, state_dict, optimizer, **extra)`, all tensors on the CPU.
+
+    The file appears whole or not at all: an error or a kill on the way leaves an earlier one as it was.
+
+    Args:
+        optimizer: an optimizer, or a dict of them by name; left out when None.
+        meta: epoch, iter, CLASSES, config text ...; versions, time and the model's CLASSES are filled in.
+        extra: further entries, such as `scaler`.
+
+    Raises:
+        TypeError: `meta` is no dict, or something in the file could not be read back safely.
+    """
+    if not isinstance(meta, (dict, type(None))):
+        raise TypeError(f'meta must be a dict or None, but got {type(meta)}')
+    model = unwrapped(model)
+    filled = dict(workspace_lib_version=__version__, torch_version=str(torch.__version__),
+                  time=time.asctime())
+    if getattr(model, 'CLASSES', None) is not None:
+        filled['CLASSES'] = model.CLASSES  # type: ignore[assignment]
+    content = dict(meta={**filled, **(meta or {})}, state_dict=model.state_dict(), **extra)
+    if isinstance(optimizer, dict):
+        content['optimizer'] = {name: one.state_dict() for name, one in optimizer.items()}
+    elif optimizer is not None:
+        content['optimizer'] = optimizer.state_dict()
+    _write_atomically(Path(filename), lambda temporary: _save(_on_cpu(content), temporary, filename))
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        items = ((k, _on_cpu(v)) for k, v in value.items())
+        return _with_layout(value, items) if hasattr(value, '_metadata') else dict(items)
+    return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
+
+
+def _save(content: dict[str, Any], temporary: Path, filename: str | os.PathLike) -> None:
+    with temporary.open('wb') as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    with torch.serialization.safe_globals(allowed_globals()):
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
+    if unsafe:
+        raise TypeError(f'{filename} is not written: it would hold {some(sorted(unsafe))}, which loading '
+                        'refuses; keep to tensors, numbers, text, lists and dicts')
+
+
+def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_by_a_kill in path.parent.glob(glob.escape(f'.{path.name}.') + '*.tmp'):
+        left_by_a_kill.unlink()
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    with suppress(OSError):  # the rename itself; some network file systems have no fsync for folders
+        os.fsync(folder)
+    os.close(folder)
+
+
+def link_latest(folder: str | os.PathLike, filename: str, name: str = 'latest.pth') -> None:
+    """Let `folder/name` point to `filename` beside it; a copy where the file system knows no links."""
+
+    def link(temporary: Path) -> None:
+        try:
+            temporary.symlink_to(Path(filename).name)
+        except OSError:
+            shutil.copy(Path(folder) / Path(filename).name, temporary)
+
+    _write_atomically(Path(folder) / name, link)
