@@ -36,12 +36,14 @@ def weights_of(checkpoint: dict[str, Any], filename: str | os.PathLike = 'the ch
 
 def load_checkpoint(model: nn.Module, filename: str | os.PathLike, map_location: Any = 'cpu',
                     strict: bool = False, logger: logging.Logger | None = None,
-                    revise_keys: Sequence[tuple[str, str]] = ((r'^module\.', ''),)) -> dict[str, Any]:
+                    revise_keys: Sequence[tuple[str, str]] = ((r'^module\.', ''),),
+                    prefix: str = '') -> dict[str, Any]:
     """Load the weights in `filename` into `model`; what does not fit is logged.
 
     Args:
         strict: raise unless names and shapes agree exactly.
         revise_keys: (pattern, replacement) pairs for `re.sub` on the names in the file.
+        prefix: take only the part of the file's model under this name, such as `backbone`.
 
     Returns:
         The whole checkpoint, as read.
@@ -53,6 +55,8 @@ def load_checkpoint(model: nn.Module, filename: str | os.PathLike, map_location:
     checkpoint = read_checkpoint(filename, map_location)
     weights = weights_of(checkpoint, filename)
     revised = _with_layout(weights, ((_revised(k, revise_keys), v) for k, v in weights.items()))
+    if prefix:
+        revised = _part(revised, prefix.rstrip('.') + '.', filename)
     load_state_dict(model, revised, strict, logger, filename)
     return checkpoint
 
@@ -61,6 +65,14 @@ def _revised(name: str, rules: Sequence[tuple[str, str]]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def _part(weights: dict[str, Any], prefix: str, filename: str | os.PathLike) -> dict[str, Any]:
+    part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    if not part:
+        raise RuntimeError(f'{filename} has nothing under {prefix!r}; its parts: '
+                           f'{some(sorted({k.partition(".")[0] for k in weights}))}')
+    return part
 
 
 def load_state_dict(module: nn.Module, state_dict: dict[str, Any], strict: bool = False,
@@ -74,20 +86,21 @@ def load_state_dict(module: nn.Module, state_dict: dict[str, Any], strict: bool 
     own = {k: v for k, v in module.state_dict().items() if not _is_counter(k)}
     fitting = len(own) - len(other_shape) - len(missing)
     shapes = [f'{k} is {tuple(own[k].shape)} here, {tuple(state_dict[k].shape)} there' for k in other_shape]
-    report = [f"{source} has {fitting} of the model's {len(own)} tensors"]
-    report += [f'{len(names)} {what}: {some(names)}' for what, names in (
-        ('with another shape', shapes), ('missing', missing), ('unexpected', unexpected)) if names]
     # A new stem and a new classifier are two layers of another shape; many are another network.
     if own and (not fitting or len({k.rpartition('.')[0] for k in other_shape}) > 3):
         raise RuntimeError('\n  '.join([
-            f'{source} is a checkpoint of another model: it has {fitting} of {len(own)} tensors',
-            *shapes[:3], f'names in the file: {some(state_dict)}', f'names in the model: {some(own)}', 'Use the config that it was trained with; where only the names '
-            "differ, revise_keys, as in [(r'^', 'backbone.')]"]))
-    report += _other_classes(own, state_dict, other_shape)
+            f'{source} is a checkpoint of another model: it has {fitting} of {len(own)} tensors', *shapes[:3],
+            f'names in the file: {some(state_dict)}', f'names in the model: {some(own)}',
+            'use the config that it was trained with; where only the names differ, '
+            "load_checkpoint(..., revise_keys=[(r'^', 'backbone.')])"]))
+    lists = {'with another shape': shapes, 'missing': missing, 'unexpected': unexpected}
+    report = '\n  '.join([f"{source} has {fitting} of the model's {len(own)} tensors",
+                          *(f'{len(names)} {what}: {some(names)}' for what, names in lists.items() if names),
+                          *_other_classes(own, state_dict, other_shape)])
     if strict:
-        raise RuntimeError('\n  '.join(report))
+        raise RuntimeError(report)
     if is_main():
-        (logger or logging.getLogger('workspace_lib')).warning('\n  '.join(report))
+        (logger or logging.getLogger('workspace_lib')).warning(report)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -13,15 +13,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from workspace_lib.trace import Line, import_chain, recorded, shown, source_line
-from workspace_lib.trace import trace_builds as trace_builds
-
-try:
-    from workspace_lib.config import where
-except ImportError:
-
-    def where(node: Any, key: str | None = None) -> str:
-        return ''
+from .config import where
+from .trace import Line, import_chain, recorded, shown, source_line
+from .trace import trace_builds as trace_builds
 
 
 class Registry:
