@@ -1,0 +1,142 @@
+"""How wrong the logits are.
+
+In: logits (N, C), labels: class indices (N,) or one value per class (N, C). Out: a scalar, or (N,) unreduced.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .builder import LOSSES
+
+
+def reduce_loss(loss: Tensor, weight: Tensor | None = None, reduction: str = 'mean',
+                avg_factor: float | None = None) -> Tensor:
+    """Weight each loss, then take the mean, the sum, or neither ('none').
+
+    Args:
+        weight: broadcast against `loss`.
+        avg_factor: what the mean divides the sum by, in place of the number of losses.
+    """
+    if weight is not None:
+        loss = loss * weight.float()
+    if reduction == 'none':
+        return loss
+    if reduction == 'sum':
+        if avg_factor is not None:
+            raise ValueError('avg_factor can not be used with reduction="sum": a sum divides by nothing; '
+                             'a head always gives avg_factor, so its loss takes "mean" or "none"')
+        return loss.sum()
+    return loss.mean() if avg_factor is None else loss.sum() / avg_factor
+
+
+def cross_entropy(logits: Tensor, label: Tensor, class_weight: Tensor | None = None) -> Tensor:
+    """-log softmax(logits)[label] per sample, (N,); for probabilities (N, C) as label, the expected value."""
+    if label.dim() < logits.dim():
+        return F.cross_entropy(logits, label, weight=class_weight, reduction='none')
+    per_class = -label * F.log_softmax(logits, dim=-1)  # (N, C)
+    return (per_class if class_weight is None else per_class * class_weight).sum(dim=-1)
+
+
+def binary_cross_entropy(logits: Tensor, label: Tensor, class_weight: Tensor | None = None,
+                         pos_weight: Tensor | None = None) -> Tensor:
+    """One yes-or-no question per class, (N, C); label in 0..1."""
+    if label.shape != logits.shape:
+        raise ValueError('use_sigmoid=True asks a question per class: label must have the logits\' shape, '
+                         f'{tuple(logits.shape)}, but has {tuple(label.shape)}')
+    label = label if label.is_floating_point() else label.to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, label, class_weight, pos_weight=pos_weight,
+                                              reduction='none')
+
+
+def _check_reduction(name: str, reduction: str) -> None:
+    if reduction not in ('none', 'mean', 'sum'):
+        raise ValueError(f"{name} got reduction={reduction!r}; it is 'none', 'mean' or 'sum'")
+
+
+@LOSSES.register_module()
+class CrossEntropyLoss(nn.Module):
+    """Cross entropy over classes, or with `use_sigmoid` over each class by itself.
+
+    Args:
+        use_sigmoid: labels are (N, C) in 0..1 and every class is a question of its own.
+        use_soft: labels are probabilities (N, C). They are recognised without it; configs say it.
+        reduction: 'mean', 'sum' or 'none'. loss_weight: a factor on the result.
+        class_weight: C factors on the classes. pos_weight: with `use_sigmoid`, C factors on the positives.
+    """
+
+    def __init__(self, use_sigmoid: bool = False, use_soft: bool = False, reduction: str = 'mean',
+                 loss_weight: float = 1.0, class_weight: Sequence[float] | None = None,
+                 pos_weight: Sequence[float] | None = None) -> None:
+        super().__init__()
+        if use_sigmoid and use_soft:
+            raise ValueError('CrossEntropyLoss got use_sigmoid=True and use_soft=True; choose one')
+        _check_reduction('CrossEntropyLoss', reduction)
+        self.use_sigmoid, self.use_soft = use_sigmoid, use_soft
+        self.reduction, self.loss_weight = reduction, loss_weight
+        self.class_weight, self.pos_weight = class_weight, pos_weight
+
+    def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None,
+                avg_factor: float | None = None, reduction_override: str | None = None) -> Tensor:
+        """`weight`: (N,), one factor per sample. `avg_factor`, `reduction_override`: see `reduce_loss`."""
+        reduction = reduction_override or self.reduction
+        _check_reduction('CrossEntropyLoss', reduction)
+        class_weight = None if self.class_weight is None else cls_score.new_tensor(self.class_weight)
+        if self.use_sigmoid:
+            pos_weight = None if self.pos_weight is None else cls_score.new_tensor(self.pos_weight)
+            loss = binary_cross_entropy(cls_score, label, class_weight, pos_weight)
+            weight = weight if weight is None else weight.reshape(-1, 1)
+        else:
+            loss = cross_entropy(cls_score, label, class_weight)
+        return self.loss_weight * reduce_loss(loss, weight, reduction, avg_factor)
+
+
+@LOSSES.register_module()
+class LabelSmoothLoss(nn.Module):
+    """Cross entropy against labels that are less than certain (Szegedy et al. 2015, arXiv:1512.00567).
+
+    Args:
+        label_smooth_val: epsilon, in [0, 1).
+        num_classes: K; default the number of logits.
+        mode: what takes the place of the one-hot label y:
+            'original':       (1 - epsilon) * y + epsilon / K
+            'classy_vision':  (y + epsilon / K) / (1 + epsilon)
+            'multi_label':    1 - epsilon where y > 0, epsilon elsewhere, and a sigmoid per class
+        reduction, loss_weight: as in `CrossEntropyLoss`.
+    """
+
+    def __init__(self, label_smooth_val: float, num_classes: int | None = None, mode: str = 'original',
+                 reduction: str = 'mean', loss_weight: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= label_smooth_val < 1:
+            raise ValueError(f'LabelSmoothLoss got label_smooth_val={label_smooth_val}; it lies in [0, 1)')
+        if mode not in ('original', 'classy_vision', 'multi_label'):
+            raise ValueError(f'LabelSmoothLoss got mode={mode!r}; '
+                             'known: original, classy_vision, multi_label')
+        self.label_smooth_val, self.num_classes, self.mode = label_smooth_val, num_classes, mode
+        self.ce = CrossEntropyLoss(use_sigmoid=mode == 'multi_label', use_soft=mode != 'multi_label',
+                                   reduction=reduction, loss_weight=loss_weight)
+
+    def smooth_label(self, label: Tensor, num_classes: int) -> Tensor:
+        """(N,), (N, 1) or (N, K) -> (N, K) float."""
+        if label.dim() == 1 or label.shape[1:] == (1,):
+            label = F.one_hot(label.flatten().long(), num_classes)
+        eps = self.label_smooth_val
+        if self.mode == 'multi_label':
+            return torch.where(label > 0, 1 - eps, eps)
+        if self.mode == 'classy_vision':
+            eps = eps / (1 + eps)
+        return label.float() * (1 - eps) + eps / num_classes
+
+    def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None,
+                avg_factor: float | None = None, reduction_override: str | None = None) -> Tensor:
+        """Arguments as in `CrossEntropyLoss`."""
+        num_classes = cls_score.shape[1]
+        if self.num_classes not in (None, num_classes):
+            raise ValueError(f'LabelSmoothLoss has num_classes={self.num_classes} (model.head.loss.num_classes), '
+                             f'but there are {num_classes} logits (model.head.num_classes)')
+        smooth = self.smooth_label(label, num_classes)
+        return self.ce(cls_score, smooth, weight, avg_factor, reduction_override)
