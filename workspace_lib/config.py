@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from .config_load import Loaded, check_format, load, merge, near_names
+from .config_origin import CODE, OVERRIDE, History, Origin
 from .config_text import dump, dumps, pretty_text
 
 RESERVED_KEYS = ('filename', 'text', 'pretty_text')
@@ -135,6 +136,53 @@ def _holds_plain_dict(value: Any) -> bool:
     return type(value) in (list, tuple) and any(map(_holds_plain_dict, value))
 
 
+def _mark(value: Any, history: History, path: tuple[Any, ...] = ()) -> None:
+    """Note `history` and its present path in each ConfigDict below `value`."""
+    if isinstance(value, ConfigDict):
+        object.__setattr__(value, '_born', (history, path))
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        _mark(item, history, (*path, key))
+
+
+def origin_at(node: ConfigDict, history: History, key: str | Sequence[Any]) -> Origin:
+    value: Any = node
+    path: tuple[Any, ...] = ()
+    for part in split_key(node, key):
+        value, path = value[part], (*path, part)
+        if isinstance(value, ConfigDict):  # moved ones remember where they were; those made in code are in no history
+            history, path = value._born or (History(None, {}), ())
+    return history.origin(path, value)
+
+
+def split_key(values: Any, key: str | Sequence[Any]) -> list[Any]:
+    """['pipeline', 1, 'size'] for 'pipeline.1.size'; a key of `values` may hold dots itself."""
+    parts = key.split('.') if isinstance(key, str) else list(key)
+    found: list[Any] = []
+    while parts:
+        step, parts = _next_key(values, parts, '.'.join(map(str, found)))
+        found.append(step)
+        values = values[step]
+    return found
+
+
+def _next_key(values: Any, parts: list[Any], path: str) -> tuple[Any, list[Any]]:
+    first = parts[0]
+    index = int(first) if isinstance(first, int) or str(first).lstrip('-').isdigit() else None
+    if isinstance(values, list | tuple) and index is not None and -len(values) <= index < len(values):
+        return index % len(values), parts[1:]
+    if isinstance(values, dict):
+        for key in (first, index):
+            if key is not None and key in values:
+                return key, parts[1:]
+        for end in range(2, len(parts) + 1):
+            key = '.'.join(map(str, parts[:end]))
+            if key in values:
+                return key, parts[end:]
+    known = values if isinstance(values, dict) else ()
+    raise KeyError(f'no {first!r} in {path or "the config"}{near_names(first, known)}')
+
+
 def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
@@ -152,6 +200,7 @@ class Config:
     _cfg_dict: ConfigDict
     _filename: str | None
     _text: str
+    _history: History
 
     def __init__(self, cfg_dict: dict[Any, Any] | None = None, cfg_text: str | None = None,
                  filename: str | os.PathLike[str] | None = None):
@@ -164,7 +213,8 @@ class Config:
         if not cfg_text and filename:
             with open(filename, encoding='utf-8') as file:
                 cfg_text = file.read()
-        self.__setstate__((wrap(cfg_dict), filename, cfg_text or ''))
+        values = plain(cfg_dict)
+        self.__setstate__((values, filename, cfg_text or '', History(None, values)))
 
     @classmethod
     def fromfile(cls, filename: str | os.PathLike[str], use_predefined_variables: bool = True,
@@ -187,9 +237,9 @@ class Config:
     def _from_loaded(cls, loaded: Loaded, filename: str, import_custom_modules: bool) -> Config:
         _refuse_reserved(loaded.values)
         cfg = cls.__new__(cls)
-        cfg.__setstate__((wrap(loaded.values), filename, loaded.full_text()))
+        cfg.__setstate__((loaded.values, filename, loaded.full_text(), History(loaded, loaded.values)))
         if import_custom_modules and cfg.get('custom_imports'):
-            _import_custom(cfg.custom_imports, filename)
+            _import_custom(cfg.custom_imports, where(cfg, 'custom_imports'))
         return cfg
 
     @property
@@ -218,7 +268,15 @@ class Config:
         """Merge dotted keys, as in `{'model.backbone.depth': 18, 'data.train.pipeline.1.size': 32}`, like a child config."""
         nested = _nested(options)
         _refuse_reserved(nested)
+        before = self.to_dict()
         object.__setattr__(self, '_cfg_dict', merge(nested, self._cfg_dict, allow_list_keys))
+        history = self._history.followed_by(before, nested, self.to_dict())
+        object.__setattr__(self, '_history', history)
+        _mark(self._cfg_dict, history)
+
+    def origin(self, key: str | Sequence[Any]) -> Origin:
+        """Where the value of a key such as 'data.train.pipeline.1.size' (or a sequence of keys and indices) was set."""
+        return origin_at(self._cfg_dict, self._history, key)
 
     def __repr__(self) -> str:
         return f'Config (path: {self.filename}): {self._cfg_dict!r}'
@@ -268,11 +326,12 @@ class Config:
         return other
 
     def __getstate__(self) -> Any:
-        return self._cfg_dict, self._filename, self._text
+        return self.to_dict(), self._filename, self._text, self._history
 
     def __setstate__(self, state: Any) -> None:
-        for name, value in zip(('_cfg_dict', '_filename', '_text'), state, strict=True):
-            object.__setattr__(self, name, value)
+        values, filename, text, history = state
+        state = {'_cfg_dict': wrap(values, history), '_filename': filename, '_text': text, '_history': history}
+        self.__dict__.update(state)
 
 
 def _refuse_reserved(keys: Any) -> None:
@@ -386,5 +445,19 @@ def _in_brackets(text: str) -> bool:
 
 
 def where(node: Any, key: Any = None) -> str:
-    """Where `node[key]` was set: 'model.backbone.depth, set in configs/x.py:6'; '' for a plain dictionary."""
-    return ''
+    """Where `node[key]` (without `key`, `node`) was set: 'model.backbone.depth, set in configs/x.py:6'.
+
+    Works on a `ConfigDict` taken from a `Config`, also on its copies; '' for any other dictionary.
+    """
+    node = node._cfg_dict if isinstance(node, Config) else node
+    if not isinstance(node, ConfigDict) or node._born is None:
+        return ''
+    history, path = node._born
+    value: Any = node
+    if key is not None and key in node:
+        path, value = (*path, key), node[key]
+    if not path:
+        return ''
+    origin = history.origin(path, value)
+    set_by = {CODE: 'in code', OVERRIDE: 'by an override'}.get(origin.file, f'in {origin}')
+    return f'{".".join(map(str, path))}, set {set_by}'
