@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported: a thread pool per process on two cores slows every test with worker processes down.
+# Before torch is imported: on two cores a thread pool per process slows tests with worker processes down.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
@@ -24,7 +24,7 @@ def tmp_config(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope='session')
 def samples_dir() -> Path:
-    """Real images beside the checkout, named by WORKSPACE_SAMPLES; a test that needs them is skipped without."""
+    """Real images beside the checkout (WORKSPACE_SAMPLES names the folder); without, the test is skipped."""
     folder = os.environ.get('WORKSPACE_SAMPLES')
     if not folder:
         pytest.skip('WORKSPACE_SAMPLES is not set: no folder with real samples')

@@ -1,6 +1,7 @@
 """A real JupyterLab on a root of its own: token, port, life and death; and the choice of the lane, faked."""
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
 import os
@@ -10,6 +11,8 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,8 +36,9 @@ def running(tmp_path_factory) -> Iterator[tuple[Lab, str]]:
     """A lab whose root holds two notebooks, and the URL that ``up`` gave."""
     root = tmp_path_factory.mktemp('lab root')  # with a space: paths are quoted where they must be
     (root / 'notebooks').mkdir()
+    empty = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
     for name in ('01_config.ipynb', '00_tour.ipynb'):
-        (root / 'notebooks' / name).write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+        (root / 'notebooks' / name).write_text(empty)
     lab = Lab(root)
     os.environ.pop('JUPYTER_PORT', None)
     try:
@@ -69,17 +73,19 @@ class TestRunning:
     def test_post_without_xsrf_token_is_refused(self, running):
         """A cookie alone, as a foreign page in the same browser would send it, must not start a kernel."""
         lab, url = running
-        code = (f'import urllib.request as u; o = u.build_opener(u.ProxyHandler({{}}), u.HTTPCookieProcessor());'
-                f'o.open({url!r}).read()\ntry: print(o.open({url.split("/lab")[0] + "/api/kernels"!r}, b"{{}}").status)'
-                f'\nexcept u.HTTPError as e: print(e.code)')
-        shown = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-        assert shown.stdout.strip() == '403', shown.stderr
+        browser = urllib.request.build_opener(urllib.request.ProxyHandler({}),
+                                              urllib.request.HTTPCookieProcessor())
+        browser.open(url, timeout=10).close()
+        with pytest.raises(urllib.error.HTTPError, match='403'):
+            browser.open(url.split('/lab')[0] + '/api/kernels', data=b'{}', timeout=10)
+        assert get(lab.running()['port'], '/api/kernels', lab.token()) == (200, [])
 
     def test_listens_on_loopback_alone(self, running):
         port = f'{running[0].running()["port"]:04X}'
-        listening = [line.split()[1] for table in ('tcp', 'tcp6')
-                     for line in Path(f'/proc/net/{table}').read_text().splitlines()[1:] if line.split()[3] == '0A']
-        assert [a for a in listening if a.endswith(f':{port}')] == [f'0100007F:{port}']
+        rows = [line.split() for table in ('tcp', 'tcp6')
+                for line in Path(f'/proc/net/{table}').read_text().splitlines()[1:]]
+        listening = [row[1] for row in rows if row[3] == '0A' and row[1].endswith(f':{port}')]
+        assert listening == [f'0100007F:{port}']
 
     def test_token_is_in_no_command_line_and_not_in_the_log(self, running):
         lab, _ = running
@@ -130,7 +136,6 @@ class TestRunning:
 class TestDown:
     def start_kernel(self, lab: Lab) -> int:
         """Start a kernel that started a process of its own; return that process."""
-        import http.client
         state = lab.running()
         connection = http.client.HTTPConnection('127.0.0.1', state['port'], timeout=30)
         connection.request('POST', '/api/kernels', b'{}', {'Authorization': f'token {lab.token()}'})
@@ -140,15 +145,16 @@ class TestDown:
         client.load_connection_file()
         client.start_channels()
         client.wait_for_ready(timeout=60)
-        code = 'import subprocess; p = subprocess.Popen(["sleep", "600"], start_new_session=True); print(p.pid)'
+        code = 'from subprocess import *; print(Popen(["sleep", "600"], start_new_session=True).pid)'
         said = []
-        client.execute_interactive(code, timeout=60, output_hook=lambda m: said.append(m['content'].get('text', '')))
+        client.execute_interactive(code, timeout=60,
+                                   output_hook=lambda m: said.append(m['content'].get('text', '')))
         client.stop_channels()
         return int(''.join(said))
 
     @pytest.mark.parametrize('crashed', [False, True])
     def test_leaves_no_process(self, tmp_path, crashed):
-        """The server, its kernels and what those started are gone, even when the server had crashed before."""
+        """The server, its kernels and what those started are gone, even when the server had crashed."""
         lab = Lab(tmp_path)
         lab.up(device='cpu')
         pid = lab.running()['pid']
@@ -209,7 +215,7 @@ class TestState:
     def test_server_that_never_answers_is_stopped(self, tmp_path, monkeypatch):
         monkeypatch.setattr(lab_module, 'server_command', lambda *_: ['sleep', '60'])
         started = []
-        monkeypatch.setattr(lab_module, 'process_start', lambda pid: started.append(pid) or process_start(pid))
+        monkeypatch.setattr(lab_module, 'process_start', lambda p: started.append(p) or process_start(p))
         lab = Lab(tmp_path)
         with pytest.raises(LabError, match='not ready after 1 s'):
             lab.up(device='cpu', seconds=1)

@@ -1,0 +1,100 @@
+"""Scripts become executed notebooks, the same on every machine; a stale or changed one is found."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+notebooks = pytest.importorskip('workspace_lib.tools.notebooks', reason='extra lab is not installed',
+                                exc_type=ImportError)
+
+SCRIPT = '''# %% [markdown]
+# # Title
+
+# %%
+print('six:', 6)
+import sys; sys.stderr.write('noise')
+from pathlib import Path; Path.cwd()
+
+# %% tags=["varies"]
+import time; time.time()
+
+# %% tags=["raises-exception"]
+1 / 0
+'''
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('checkout') / 'notebooks'
+    folder.mkdir()
+    (folder / '00_a.py').write_text(SCRIPT)
+    assert notebooks.main(['--folder', str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path) -> Path:
+    """A copy to spoil, in a checkout of another place."""
+    copy = tmp_path / 'notebooks'
+    copy.mkdir()
+    for file in written.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def test_writing_twice_gives_the_same_but_for_cells_that_vary(written, folder):
+    assert notebooks.main(['--folder', str(folder)]) == 0
+    first, second = (json.loads((f / '00_a.ipynb').read_text()) for f in (written, folder))
+    del first['cells'][2]['outputs'], second['cells'][2]['outputs']
+    assert first == second
+
+
+def test_no_path_of_this_machine_is_in_it(written):
+    text = (written / '00_a.ipynb').read_text()
+    assert str(written.parent) not in text and str(Path.home()) not in text
+
+
+def test_check_passes_on_a_fresh_one_and_writes_nothing(folder):
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    assert notebooks.main(['--folder', str(folder), '--check']) == 0
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+def test_check_finds_a_notebook_older_than_its_script(folder, capsys):
+    (folder / '00_a.py').write_text(SCRIPT.replace("'six:', 6", "'seven:', 7"))
+    assert notebooks.main(['--folder', str(folder), '--check']) == 1
+    assert 'make notebooks' in capsys.readouterr().out
+
+
+def test_check_finds_an_output_that_changed(folder, capsys):
+    target = folder / '00_a.ipynb'
+    target.write_text(target.read_text().replace('six: 6\\n', 'six: 5\\n'))
+    assert notebooks.main(['--folder', str(folder), '--check']) == 1
+    said = capsys.readouterr().out
+    assert '-six: 5' in said and '+six: 6' in said
+
+
+def test_check_finds_a_missing_notebook(folder, capsys):
+    (folder / '00_a.ipynb').unlink()
+    assert notebooks.main(['--folder', str(folder), '--check']) == 1
+    assert 'missing' in capsys.readouterr().out
+
+
+def test_cell_that_fails_leaves_the_old_notebook(folder, capsys):
+    before = (folder / '00_a.ipynb').read_bytes()
+    (folder / '00_a.py').write_text("# %%\nraise ValueError('on purpose')\n")
+    assert notebooks.main(['--folder', str(folder)]) == 1
+    assert 'on purpose' in capsys.readouterr().out
+    assert (folder / '00_a.ipynb').read_bytes() == before
+
+
+def test_notebook_too_large_for_the_web_is_refused(folder, capsys):
+    (folder / '00_a.py').write_text("# %%\nprint(('x' * 80 + '\\n') * 5000)\n")
+    assert notebooks.main(['--folder', str(folder)]) == 1
+    assert '300' in capsys.readouterr().out
+
+
+def test_progress_bars_keep_their_last_state():
+    assert notebooks.last_states(' 10%\r 50%\r100%\nnext\r\n') == '100%\nnext\n'
