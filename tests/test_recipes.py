@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from workspace_lib import datasets  # noqa: F401  (registers them)
 from workspace_lib.models import build_classifier
 from workspace_lib.optim import build_optimizer, lr_schedule
 from workspace_lib.recipes import CONFIGS, load_config
@@ -39,6 +40,7 @@ def recipes_of_mmcls():
     return [p for p in sorted(folder.rglob('*.py')) if '_base_' not in p.parts] if folder else []
 
 
+@pytest.mark.filterwarnings("ignore:.*will be deprecated:DeprecationWarning")
 def test_no_shipped_recipe_of_mmclassification_is_taken_for_a_misspelling():
     recipes = recipes_of_mmcls()
     if not recipes:

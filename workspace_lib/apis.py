@@ -4,6 +4,8 @@ In: a ``Config``. Out: a trained model, scores, a prediction, a picture.
 """
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 import os
 import random
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from . import log_hooks
 from .checkpoint import load_checkpoint
@@ -99,14 +102,8 @@ def inference_model(model: Any, img: str | os.PathLike | np.ndarray) -> dict[str
 
 def prepare_image(model: Any, img: str | os.PathLike | np.ndarray) -> dict[str, torch.Tensor]:
     """The batch of one, normalised and on the model's device, that ``model(return_loss=False, **batch)`` takes."""
-    steps = list(model.cfg.data.test.pipeline)
-    loads = bool(steps) and steps[0]['type'] == 'LoadImageFromFile'
-    device = next(model.parameters()).device
-    if isinstance(img, np.ndarray):
-        return Pipeline(steps[1:] if loads else steps).batch_of_one(dict(img=img), device)
-    load = [] if loads else [dict(type='LoadImageFromFile')]
-    info = dict(img_prefix=None, img_info=dict(filename=str(img)))
-    return Pipeline(load + steps).batch_of_one(info, device)
+    pipeline = Pipeline(model.cfg.data.test.pipeline)
+    return dict(img=pipeline.inputs(img, next(model.parameters()).device))
 
 
 def show_result_pyplot(model: Any, img: str | os.PathLike | np.ndarray, result: dict[str, Any],
@@ -116,7 +113,7 @@ def show_result_pyplot(model: Any, img: str | os.PathLike | np.ndarray, result: 
 
 
 def loader_config(cfg: Config, split: str) -> dict[str, Any]:
-    """Arguments of ``build_dataloader`` for ``train``, ``val`` or ``test``: shared keys of ``data``, then the split's."""
+    """Arguments of ``build_dataloader`` for train, val or test: the shared keys of ``data``, then the split's own."""
     shared = {key: value for key, value in cfg.data.items() if key not in _DATA_SECTIONS}
     fixed = dict(shuffle=True) if split == 'train' else dict(shuffle=False, drop_last=False, round_up=False)
     return {'samples_per_gpu': 1, 'workers_per_gpu': 0, **shared, **fixed, 'seed': cfg.get('seed'),
@@ -124,8 +121,18 @@ def loader_config(cfg: Config, split: str) -> dict[str, Any]:
 
 
 def build_loader(cfg: Config, split: str, dataset: Any, device: torch.device) -> Any:
-    """The loader of one split, its batches arriving on `device`; a misspelt key of ``data`` is named."""
-    return build_dataloader(dataset, device=device, **loader_config(cfg, split))
+    """The loader of one split, its batches arriving on `device`.
+
+    Raises:
+        TypeError: a key of ``data`` that neither ``build_dataloader`` nor torch's ``DataLoader`` knows.
+    """
+    arguments = loader_config(cfg, split)
+    known = {*inspect.signature(build_dataloader).parameters, *inspect.signature(DataLoader).parameters}
+    for key in arguments.keys() - known:
+        near = difflib.get_close_matches(key, [*known, *_DATA_SECTIONS], 1)
+        raise TypeError(f'data has no key {key!r}{f"; did you mean {near[0]!r}?" if near else ""} '
+                        f'({where(cfg.data, key) if key in cfg.data else f"data.{split}_dataloader"})')
+    return build_dataloader(dataset, device=device, **arguments)
 
 
 def train_model(model: Any, dataset: Any, cfg: Config, distributed: bool = False, validate: bool = False,

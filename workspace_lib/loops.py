@@ -4,6 +4,7 @@ In: a model and a loader in data-set order. Out: one score vector per image, and
 """
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ def single_gpu_test(model: Any, data_loader: Any, show: bool = False, out_dir: s
         model: called as ``model(return_loss=False, **batch)``; it comes back in evaluation mode.
         data_loader: a ``Loader`` without shuffling.
         show: open each result in a window.
-        out_dir: write each image with its prediction into this folder, under the image's own name.
+        out_dir: write each image with its prediction into this folder, under its own path below ``data_prefix``.
         precision: number format of the forward pass; float32 when None.
         show_kwargs: passed to ``model.show_result``.
 
@@ -53,11 +54,12 @@ def _show(model: Any, dataset: Any, result: list[np.ndarray], first: int, show: 
           out_dir: str | Path | None, show_kwargs: dict) -> None:
     """Draw predictions on the images as they are on disk, not as the pipeline cropped them."""
     for index, scores in enumerate(result, start=first):
-        name = Path(dataset.filename(index))
+        name = Path(os.path.relpath(dataset.filename(index), dataset.data_prefix or '.'))
         label = int(np.argmax(scores))
         shown = dict(pred_class=model.CLASSES[label], pred_label=label, pred_score=float(scores[label]))
-        out_file = Path(out_dir) / (name.stem + '.png' if not name.suffix else name.name) if out_dir else None
-        model.show_result(dataset.load_image(index), shown, show=show,
+        out_file = Path(out_dir) / (name if name.suffix else f'{name}.png') if out_dir else None
+        image = dataset.data_infos[index].get('img')
+        model.show_result(dataset.filename(index) if image is None else image, shown, show=show,
                           out_file=str(out_file) if out_file else None, **show_kwargs)
 
 

@@ -13,12 +13,12 @@ from .config import Config
 CONFIGS = Path(__file__).parent / 'configs'
 
 #: What the library reads from the top level of a config; other names are the config's own variables.
-TOP_LEVEL_KEYS = frozenset('''
-    model data optimizer optimizer_config lr_config momentum_config runner total_epochs workflow evaluation
-    checkpoint_config log_config log_level custom_hooks custom_imports fp16 bf16 channels_last compile
-    cudnn_benchmark deterministic seed device gpu_ids gpus work_dir load_from resume_from dist_params
-    find_unused_parameters sampler opencv_num_threads mp_start_method
-    '''.split())
+TOP_LEVEL_KEYS = frozenset({
+    'model', 'data', 'optimizer', 'optimizer_config', 'lr_config', 'momentum_config', 'runner', 'total_epochs',
+    'workflow', 'evaluation', 'checkpoint_config', 'log_config', 'log_level', 'custom_hooks', 'custom_imports',
+    'fp16', 'bf16', 'channels_last', 'compile', 'cudnn_benchmark', 'deterministic', 'seed', 'device', 'gpu_ids',
+    'gpus', 'work_dir', 'load_from', 'resume_from', 'dist_params', 'find_unused_parameters', 'sampler',
+    'opencv_num_threads', 'mp_start_method'})
 
 
 def load_config(config: str | os.PathLike | Config, options: dict | None = None) -> Config:

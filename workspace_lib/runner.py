@@ -4,6 +4,7 @@ In: a model with ``train_step``, an optimizer, loaders. Out: a trained model, an
 """
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -55,6 +56,21 @@ def _mean(entries: Sequence[tuple[Any, int]]) -> float:
     return sum(value * count for value, count in entries) / total
 
 
+def _rank(hook: Hook, priority: int | str) -> int:
+    if isinstance(priority, int):
+        return priority
+    if priority.upper() not in PRIORITIES:
+        raise ValueError(f'{type(hook).__name__} has priority {priority!r}; known: {", ".join(PRIORITIES)}')
+    return PRIORITIES[priority.upper()]
+
+
+def _without(section: dict, key: str) -> dict:
+    """A copy that still knows where in the config it stands."""
+    rest = copy.copy(section)
+    rest.pop(key, None)
+    return rest
+
+
 @RUNNERS.register_module()
 class EpochBasedRunner:
     """Runs epochs as the workflow says and calls the hooks, lowest priority number first.
@@ -90,6 +106,7 @@ class EpochBasedRunner:
         self.rank, self.world_size = get_dist_info()
         self.timestamp = time.strftime('%Y%m%d_%H%M%S')
         self.hooks: list[Hook] = []
+        self._ranks: list[int] = []
         self.log_buffer = LogBuffer()
         self.data_loader: Any = None
         self.data_batch: Any = None
@@ -98,16 +115,12 @@ class EpochBasedRunner:
     def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
         """Insert a hook behind those of the same priority (a name or a number; else the hook's own)."""
         if isinstance(hook, dict):
-            config = {**hook}
-            priority = config.pop('priority', priority)
-            hook = HOOKS.build(type(hook)(config) if 'priority' in hook else hook)
-        chosen = hook.priority if priority is None else priority
-        if isinstance(chosen, str) and chosen.upper() not in PRIORITIES:
-            raise ValueError(f'{type(hook).__name__} has priority {chosen!r}; known: {", ".join(PRIORITIES)}')
-        rank = PRIORITIES[chosen.upper()] if isinstance(chosen, str) else chosen
-        hook.rank = rank  # type: ignore[attr-defined]
-        position = sum(other.rank <= rank for other in self.hooks)  # type: ignore[attr-defined]
+            priority = hook.get('priority', priority)
+            hook = HOOKS.build(_without(hook, 'priority'))
+        rank = _rank(hook, hook.priority if priority is None else priority)
+        position = sum(other <= rank for other in self._ranks)
         self.hooks.insert(position, hook)
+        self._ranks.insert(position, rank)
 
     def call_hook(self, point: str) -> None:
         for hook in self.hooks:

@@ -46,7 +46,7 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     """Train as a config says, into a folder that holds all that the run was: config, versions, log, checkpoints.
 
     Args:
-        work_dir: default ``work_dirs/<name of the config>``. A folder with checkpoints is only written to when resuming.
+        work_dir: default ``work_dirs/<name of the config>``. One with checkpoints is written to only when resuming.
         resume_from: a checkpoint of this run to go on from; `load_from` starts a new run with weights alone.
         validate: evaluate between epochs.
         seed: of initialisation, order and augmentation; default a fresh one, named in the log.
