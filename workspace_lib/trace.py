@@ -23,6 +23,8 @@ from typing import Any
 
 Line = tuple[str, int]
 _LAUNCHERS = tuple({sysconfig.get_path(p) + os.sep for p in ('stdlib', 'platlib', 'purelib', 'scripts')})
+_REPR = reprlib.Repr()
+_REPR.maxdict, _REPR.maxstring, _REPR.maxother = 30, 120, 120
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -118,20 +120,20 @@ class BuildTrace:
         rows = [(self._branch(i) + row[0], *row[1:]) for i, row in enumerate(rows)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return '\n'.join(f'{t:<{widths[0]}}  {r:<{widths[1]}}  {s:<{widths[2]}}  {n:>{widths[3]}}  {ms}'
-                         for t, r, s, n, ms in rows)
+                         for t, r, s, n, ms in rows) or 'no builds'
 
     def _repr_html_(self) -> str:
         out = []
-        following = [r.depth for r in self.records[1:]] + [0]
-        for record, after in zip(self.records, following, strict=True):
+        depths = [r.depth for r in self.records] + [0]
+        for record, after in zip(self.records, depths[1:], strict=True):
             name, registry, source, count, ms = map(html.escape, record.columns())
-            args = ''.join(f'<li>{html.escape(k)} = {html.escape(reprlib.repr(v))}</li>'
+            args = ''.join(f'<li>{html.escape(k)} = {html.escape(_REPR.repr(v))}</li>'
                            for k, v in record.args.items())
             out.append(f'<details open><summary><b>{name}</b> {registry} <code>{source}</code> '
                        f'{count} parameters, {ms}</summary><div style="margin-left:1.5em">'
                        f'<details><summary>arguments</summary><ul>{args}</ul></details>'
                        + '</div></details>' * (record.depth - after + 1))
-        return ''.join(out)
+        return ''.join(out) or 'no builds'
 
 
 _TRACES: ContextVar[tuple[BuildTrace, ...]] = ContextVar('traces', default=())
