@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -116,7 +116,7 @@ class EpochBasedRunner:
         """Insert a hook behind those of the same priority (a name or a number; else the hook's own)."""
         if isinstance(hook, dict):
             priority = hook.get('priority', priority)
-            hook = HOOKS.build(_without(hook, 'priority'))
+            hook = cast(Hook, HOOKS.build(_without(hook, 'priority')))
         rank = _rank(hook, hook.priority if priority is None else priority)
         position = sum(other <= rank for other in self._ranks)
         self.hooks.insert(position, hook)
