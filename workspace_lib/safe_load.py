@@ -94,7 +94,7 @@ def _read(path: Path, map_location: Any) -> dict[str, Any]:
         with torch.serialization.safe_globals(allowed_globals()), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # advice on the very files that are refused below
             content = torch.load(path, map_location=map_location, weights_only=True)
-    except OSError:
+    except PermissionError:
         raise
     except Exception as error:  # a torn file raises nearly anything
         raise _refused(path, error) from error
