@@ -411,6 +411,12 @@ def test_a_layer_that_resizes_its_weights_still_may(tmp_path, caplog):
     assert small.pos.tolist() == [1, 1] and 'pos' not in caplog.text
 
 
+def test_what_was_saved_on_a_gpu_arrives_on_the_cpu(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
+    torch.save(model.state_dict(), tmp_path / 'c.pth')
+    assert {v.device.type for v in read_checkpoint(tmp_path / 'c.pth').values()} == {'cpu'}
+
+
 # real weights
 
 @pytest.fixture(scope='module')
