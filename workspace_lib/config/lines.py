@@ -1,0 +1,263 @@
+"""Reads from the text of one config file which line set each of its values, without running it.
+
+In: a `Loaded` and the tree of its merged bases. Out: the tree of the file's own values.
+"""
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from .load import Loaded
+from .placeholders import token_number
+from .tree import Each, Node, Place
+
+# Calls that only make a value. A file with any other call is run again, see `rerun`.
+_PURE = {'dict', 'list', 'tuple', 'set', 'str', 'int', 'float', 'bool', 'range', 'len', 'min', 'max', 'sum', 'round',
+         'abs', 'sorted', 'zip', 'enumerate', 'copy', 'deepcopy', 'items', 'keys', 'values', 'get', 'join', 'format', 'split',
+         'replace', 'lower', 'upper', 'getenv', 'dirname', 'basename', 'abspath'}
+_SAME_VALUE = {'list', 'tuple', 'copy', 'deepcopy'}
+
+
+def file_lines(loaded: Loaded, bases: Node) -> Node:
+    if loaded.filename.endswith('.py'):
+        return PythonLines(loaded, bases).read()
+    reader = JsonLines if loaded.filename.endswith('.json') else YamlLines
+    return reader(loaded, bases).read()
+
+
+class _Lines:
+    def __init__(self, loaded: Loaded, bases: Node):
+        self.loaded, self.bases = loaded, bases
+
+    def place(self, line: int) -> Place:
+        return self.loaded.filename, line
+
+    def scalar(self, text: Any, line: int) -> Node:
+        """A value without items or, where a placeholder stands, the base's value."""
+        number = token_number(text)
+        if number is None or number >= len(self.loaded.base_values.keys):
+            return Node(self.place(line))
+        node = self.bases
+        for _, key in self.loaded.base_values.path(number):
+            node = node.item(key)
+        return node.used_at(self.place(line))
+
+
+class JsonLines(_Lines):
+    def read(self) -> Node:
+        self.line, self.end = 1, 0
+        self.tokens = re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', self.loaded.code)
+        return self.value(self.next())
+
+    def next(self) -> str:
+        match = next(self.tokens)
+        self.line += self.loaded.code.count('\n', self.end, match.start())
+        self.end = match.start()
+        return match[0]
+
+    def value(self, token: str) -> Node:
+        if token not in '{[':
+            return self.scalar(token.strip('"'), self.line)
+        place, items = self.place(self.line), dict[Any, Node]()
+        while (first := self.next()) not in '}]':
+            if first == ',':
+                continue
+            key, line = len(items), self.line
+            if token == '{':
+                key, _, first = json.loads(first), self.next(), self.next()
+            items[key] = self.value(first).at(self.place(line))
+        return Node(place, items)
+
+
+class YamlLines(_Lines):
+    def read(self) -> Node:
+        import yaml
+        self.loader = yaml.SafeLoader('')
+        root = yaml.compose(self.loaded.code, Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
+        return self.value(root) if root else Node(self.place(1), {})
+
+    def value(self, node: Any) -> Node:
+        line = node.start_mark.line + 1
+        if node.id == 'scalar':
+            return self.scalar(node.value, line)
+        if node.id == 'sequence':
+            return Node(self.place(line), {i: self.value(item) for i, item in enumerate(node.value)})
+        return Node(self.place(line), dict(self.entries(node)))
+
+    def entries(self, mapping: Any) -> Iterator[tuple[Any, Node]]:
+        merges = [value for key, value in mapping.value if key.tag.endswith(':merge')]
+        for value in merges:  # `<<: *anchor`, or a list of them, of which the first wins
+            for parent in reversed(value.value if value.id == 'sequence' else [value]):
+                yield from self.entries(parent)
+        for key, value in mapping.value:
+            if key.tag.endswith(':merge'):
+                continue
+            place, node = self.place(key.start_mark.line + 1), self.value(value)
+            is_alias = value.start_mark.index < key.start_mark.index
+            yield self.loader.construct_object(key, deep=True), (node.used_at(place) if is_alias else node.at(place))
+
+
+@lru_cache(maxsize=64)  # a syntax tree is some hundred times larger than its text
+def _parse(code: str) -> ast.Module:
+    return ast.parse(code)
+
+
+class PythonLines(_Lines):
+    """Follows assignments; a file that does more than assign is run again."""
+
+    def read(self) -> Node:
+        self.names: dict[str, Node] = {}
+        module = _parse(self.loaded.code)
+        if all(map(_is_followed, module.body)):
+            for statement in module.body:
+                self.follow(statement)
+        else:
+            from .rerun import rerun
+            rerun(module, self)
+        return Node(self.place(1), self.names)
+
+    def follow(self, statement: ast.stmt) -> list[str]:
+        """Note what a statement assigns to names, and return these."""
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+            return []
+        value = self.value(statement.value)
+        return [name for target in targets(statement) for name in self.assign(target, value)]
+
+    def assign(self, target: ast.expr, value: Node) -> list[str]:
+        if isinstance(target, ast.Name):
+            self.names[target.id] = value.at(self.place(target.lineno), self.names.get(target.id))
+            return [target.id]
+        if not isinstance(target, ast.Tuple | ast.List):
+            return []
+        elements = value.elements() or []
+        if len(elements) != len(target.elts):
+            elements = [Node(self.place(target.lineno))] * len(target.elts)
+        pairs = zip(target.elts, elements, strict=True)
+        return [name for part, node in pairs for name in self.assign(part, node)]
+
+    def value(self, expression: ast.expr) -> Node:
+        """The tree of an expression's value, as far as the text tells."""
+        build = getattr(self, f'value_{type(expression).__name__}', None)
+        node = build(expression) if build else None
+        return node or Node(self.place(expression.lineno))
+
+    def value_Constant(self, constant: ast.Constant) -> Node:
+        return self.scalar(constant.value, constant.lineno)
+
+    def value_Name(self, name: ast.Name) -> Node:
+        known = self.names.get(name.id)
+        return known.used_at(self.place(name.lineno)) if known else self.scalar(name.id, name.lineno)
+
+    def value_Dict(self, display: ast.Dict) -> Node:
+        items: dict[Any, Node] = {}
+        for key, value in zip(display.keys, display.values, strict=True):
+            if key is None:
+                self.spread(value, items)
+            elif isinstance(key, ast.Constant):
+                items[key.value] = self.value(value).at(self.place(key.lineno))
+        return Node(self.place(display.lineno), items)
+
+    def value_Call(self, call: ast.Call) -> Node | None:
+        name = called(call)
+        if name == 'dict':
+            return self.dict_call(call)
+        sources = call.args or ([call.func.value] if isinstance(call.func, ast.Attribute) else [])
+        return self.value(sources[0]) if name in _SAME_VALUE and len(sources) == 1 else None
+
+    def dict_call(self, call: ast.Call) -> Node:
+        items: dict[Any, Node] = {}
+        for argument in call.args:
+            self.spread(argument, items)
+        for keyword in call.keywords:
+            if keyword.arg is None:
+                self.spread(keyword.value, items)
+            else:
+                items[keyword.arg] = self.value(keyword.value).at(self.place(keyword.lineno))
+        return Node(self.place(call.lineno), items)
+
+    def spread(self, expression: ast.expr, items: dict[Any, Node]) -> None:
+        """`**expression` in a dictionary."""
+        node = self.value(expression)
+        if isinstance(node.items, dict):
+            items.update({key: node.item(key) for key in node.items})
+
+    def value_List(self, display: ast.List | ast.Tuple) -> Node:
+        items: list[Node] = []
+        for element in display.elts:
+            spread = [self.value(element)]
+            if isinstance(element, ast.Starred):
+                known = self.value(element.value).elements()
+                if known is None:  # the index of what follows is not known
+                    break
+                spread = known
+            items += spread
+        return Node(self.place(display.lineno), dict(enumerate(items)))
+
+    value_Tuple = value_List
+
+    def value_BinOp(self, operation: ast.BinOp) -> Node | None:
+        first, second = self.value(operation.left).elements(), self.value(operation.right).elements()
+        if not isinstance(operation.op, ast.Add) or first is None:
+            return None
+        return Node(self.place(operation.lineno), dict(enumerate(first + (second or []))))
+
+    def value_Subscript(self, subscript: ast.Subscript) -> Node | None:
+        place, node = self.place(subscript.lineno), self.value(subscript.value)
+        elements = node.elements()
+        try:
+            if isinstance(subscript.slice, ast.Slice):
+                edges: Any = (subscript.slice.lower, subscript.slice.upper, subscript.slice.step)
+                chosen = (elements or [])[slice(*(edge and ast.literal_eval(edge) for edge in edges))]
+                return Node(place, dict(enumerate(chosen)))
+            key = ast.literal_eval(subscript.slice)
+        except (ValueError, TypeError):
+            return None
+        key = key % len(elements) if elements and isinstance(key, int) else key
+        found = node.known_item(key)
+        return found.used_at(place) if found else None
+
+    def value_ListComp(self, comprehension: Any) -> Node:
+        return self.each(comprehension, comprehension.elt)
+
+    value_GeneratorExp = value_ListComp
+
+    def value_DictComp(self, comprehension: ast.DictComp) -> Node:
+        return self.each(comprehension, comprehension.value)
+
+    def each(self, comprehension: Any, element: ast.expr) -> Node:
+        own = {n.id for g in comprehension.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+        outer = self.names
+        self.names = {name: node for name, node in outer.items() if name not in own}
+        node = self.value(element)
+        self.names = outer
+        return Node(self.place(comprehension.lineno), Each(node))
+
+
+def targets(statement: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+
+
+def assigns_names(statement: ast.stmt) -> bool:
+    """Whether it is an assignment to names, not to items or attributes of something."""
+    return (isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None
+            and all(isinstance(target, ast.Name | ast.Tuple | ast.List) for target in targets(statement)))
+
+
+def _is_followed(statement: ast.stmt) -> bool:
+    """Whether the text of a statement tells all that it does to the file's values."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    if not assigns_names(statement):
+        return isinstance(statement, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.Pass)
+    inside = list(ast.walk(statement))
+    calls = [called(node) for node in inside if isinstance(node, ast.Call)]
+    return _PURE.issuperset(calls) and not any(isinstance(node, ast.NamedExpr | ast.Starred) and
+                                               isinstance(getattr(node, 'ctx', None), ast.Store) for node in inside)
+
+
+def called(call: ast.Call) -> str:
+    return getattr(call.func, 'id', getattr(call.func, 'attr', ''))

@@ -1,0 +1,70 @@
+"""`DictAction`: `--cfg-options model.backbone.depth=18 data.train.pipeline.1.size=32` as a dictionary."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+class DictAction(argparse.Action):
+    """argparse action for KEY=VALUE pairs with numbers, booleans, None, `[lists]` and `(tuples)` as values."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: str | Sequence[Any] | None, option_string: str | None = None) -> None:
+        options = {}
+        for pair in [values] if isinstance(values, str) else values or []:
+            key, equals, value = pair.partition('=')
+            if not equals:
+                raise argparse.ArgumentError(self, f'expected KEY=VALUE, got {pair!r}')
+            try:
+                options[key] = self._parse_iterable(value)
+            except AssertionError as error:
+                raise argparse.ArgumentError(self, f'{error} in {pair!r}') from None
+        setattr(namespace, self.dest, options)
+
+    @staticmethod
+    def _parse_int_float_bool(text: str) -> Any:
+        for number in (int, float):
+            try:
+                return number(text)
+            except ValueError:
+                continue
+        return {'true': True, 'false': False}.get(text.lower(), None if text == 'None' else text)
+
+    @staticmethod
+    def _parse_iterable(text: str) -> Any:
+        """'1,a' -> [1, 'a'], '(1,[2,x])' -> (1, [2, 'x']), '1e-3' -> 0.001; without spaces and outer quotes."""
+        text = text.strip('\'"').replace(' ', '')
+        if text.count('(') != text.count(')') or text.count('[') != text.count(']'):
+            raise AssertionError(f'Imbalanced brackets exist in {text}')
+        parts, bracket = list(_split(text)), ''
+        if len(parts) == 1 and text[:1] + text[-1:] in ('()', '[]') and _closes_last(text):
+            bracket, parts = text[0], list(_split(text[1:-1]))
+        elif len(parts) < 2 and not text.endswith(','):
+            return DictAction._parse_int_float_bool(text)
+        items = [DictAction._parse_iterable(part) for part in parts]
+        return tuple(items) if bracket == '(' else items
+
+
+def _depths(text: str) -> Iterator[tuple[str, int]]:
+    """Each character with the number of brackets open after it."""
+    depth = 0
+    for char in text:
+        depth += (char in '([') - (char in ')]')
+        yield char, depth
+
+
+def _closes_last(text: str) -> bool:
+    """Whether the first bracket stays open until the last character."""
+    return all(depth > 0 for _, depth in _depths(text[:-1]))
+
+
+def _split(text: str) -> Iterator[str]:
+    """The parts between commas outside of brackets; a comma at the end adds none."""
+    start = 0
+    for end, (char, depth) in enumerate(_depths(text)):
+        if char == ',' and depth == 0:
+            yield text[start:end]
+            start = end + 1
+    if text[start:]:
+        yield text[start:]
