@@ -1,9 +1,11 @@
 """Networks: sizes, shapes, modes; ResNet-50 against torchvision, bit for bit."""
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import workspace_lib
 from workspace_lib.config import Config
-from workspace_lib.models import BACKBONES, build_backbone, build_classifier
+from workspace_lib.models import BACKBONES, ResNet, build_backbone, build_classifier
 
 BASE_MODELS = Path(workspace_lib.__file__).parent / 'configs' / '_base_' / 'models'
 CONFIGS = sorted(path.stem for path in BASE_MODELS.glob('*.py'))
@@ -166,6 +168,21 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
 def test_bad_options_are_named(cfg: dict, message: str) -> None:
     with torch.device('meta'), pytest.raises(ValueError, match=message):
         build_backbone({'type': 'ResNet', **cfg})
+
+
+@pytest.mark.parametrize('kind', ['ResNet', 'ResNetV1d', 'ResNet_CIFAR', 'ResNeXt', 'ResNeSt'])
+def test_misspelt_option_is_named(kind: str) -> None:
+    with pytest.raises(TypeError, match=f"{kind} has no argument 'stlye'; did you mean 'style'"):
+        build_backbone(dict(type=kind, depth=50, stlye='caffe'))
+
+
+def test_relative_may_fix_the_depth() -> None:
+    class Small(ResNet):
+        def __init__(self, width: int = 8, **kwargs: Any) -> None:
+            super().__init__(18, base_channels=width, **kwargs)
+
+    assert list(inspect.signature(Small).parameters)[:2] == ['width', 'depth']
+    assert Small(width=16, in_channels=1).feat_dim == 128
 
 
 def test_timm_backbone_feeds_a_pooling_neck() -> None:

@@ -1,6 +1,6 @@
 """A prediction written on its image.
 
-In: an image, uint8 (H, W, 3) BGR, or a path; `dict(pred_class='tabby', pred_score=0.93)`. Out: an image.
+In: an image, uint8 (H, W, 3) BGR or (H, W) grey, or a path; `dict(pred_class='tabby', pred_score=0.93)`. Out: an image.
 """
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+DPI = 36
 
 
 def draw_result(img: str | Path | np.ndarray, result: dict[str, Any], text_color: Any = 'white',
@@ -25,27 +27,15 @@ def draw_result(img: str | Path | np.ndarray, result: dict[str, Any], text_color
     Returns:
         uint8 (H, W, 3), BGR.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from PIL import Image
 
-    rgb = _enlarge(_read(img) if isinstance(img, (str, Path)) else _to_rgb(img))
-    height, width = rgb.shape[:2]
-    dpi = 36
-    # A hair more than the image, lest rounding to inches and back lose a row of pixels.
-    figure = Figure(figsize=((width + 0.01) / dpi, (height + 0.01) / dpi), dpi=dpi, frameon=False)
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis('off')
-    axes.imshow(rgb, aspect='auto')
-    for row, (key, value) in enumerate(result.items()):
-        text = f'{key}: {value:.2f}' if isinstance(value, float) else f'{key}: {value}'
-        axes.text(3, row_width // 2 + row * row_width, text, color=text_color, fontsize=font_scale * 50,
-                  family='monospace', va='top', ha='left',
-                  bbox=dict(facecolor='black', alpha=0.7, pad=0.2, edgecolor='none', boxstyle='round'))
-    canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    rgb = _read(img) if isinstance(img, (str, Path)) else np.stack([img] * 3, 2) if img.ndim == 2 else img[..., ::-1]
+    factor = 224 // min(rgb.shape[:2]) if min(rgb.shape[:2]) < 112 else 1
+    lines = [f'{key}: {value:.2f}' if isinstance(value, float) else f'{key}: {value}' for key, value in result.items()]
+    drawn = _write_on(rgb.repeat(factor, axis=0).repeat(factor, axis=1), lines, text_color, font_scale * 50, row_width)
     if out_file is not None:
-        _write(drawn, Path(out_file))
+        Path(out_file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn).save(out_file)
     if show:
         _show(drawn, fig_size, win_name, wait_time)
     return np.ascontiguousarray(drawn[..., ::-1])
@@ -58,22 +48,22 @@ def _read(path: str | Path) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
 
 
-def _to_rgb(bgr: np.ndarray) -> np.ndarray:
-    grey = bgr[..., None] if bgr.ndim == 2 else bgr
-    return grey.repeat(3, axis=2) if grey.shape[2] == 1 else bgr[..., ::-1]
+def _write_on(rgb: np.ndarray, lines: list[str], color: Any, font_size: float, row_width: int) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-
-def _enlarge(image: np.ndarray) -> np.ndarray:
-    short = min(image.shape[:2])
-    factor = 224 // short if short < 112 else 1
-    return image.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _write(rgb: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rgb).save(path)
+    height, width = rgb.shape[:2]
+    # A hair more than the image, lest rounding to inches and back lose a row of pixels.
+    figure = Figure(figsize=((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI, frameon=False)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis('off')
+    axes.imshow(rgb, aspect='auto')
+    for row, text in enumerate(lines):
+        axes.text(3, row_width // 2 + row * row_width, text, color=color, fontsize=font_size, family='monospace',
+                  va='top', bbox=dict(facecolor='black', alpha=0.7, pad=0.2, edgecolor='none', boxstyle='round'))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _show(rgb: np.ndarray, fig_size: tuple[float, float], title: str, seconds: float) -> None:

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workspace_lib.metrics import accuracy
-
+from ..metrics import accuracy
 from .builder import HEADS, build_loss
 from .init import BaseModule, InitCfg
+from .layers import Cfg
 
-CROSS_ENTROPY: dict[str, Any] = dict(type='CrossEntropyLoss', loss_weight=1.0)
+CROSS_ENTROPY: Cfg = dict(type='CrossEntropyLoss', loss_weight=1.0)
+BINARY_CROSS_ENTROPY: Cfg = dict(type='CrossEntropyLoss', use_sigmoid=True, reduction='mean', loss_weight=1.0)
 NORMAL: InitCfg = dict(type='Normal', layer='Linear', std=0.01)
 Features = Tensor | tuple[Tensor, ...]
+Scores = Tensor | list[np.ndarray]
 
 
 @HEADS.register_module()
@@ -32,8 +34,8 @@ class ClsHead(BaseModule):
 
     num_classes_key = 'model.backbone.num_classes'  # where to look when a label does not fit
 
-    def __init__(self, loss: dict[str, Any] = CROSS_ENTROPY, topk: int | Sequence[int] = (1,),
-                 cal_acc: bool = False, init_cfg: InitCfg = None) -> None:
+    def __init__(self, loss: Cfg = CROSS_ENTROPY, topk: int | Sequence[int] = (1,), cal_acc: bool = False,
+                 init_cfg: InitCfg = None) -> None:
         super().__init__(init_cfg)
         self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
         if min(self.topk) <= 0:
@@ -55,15 +57,13 @@ class ClsHead(BaseModule):
     def loss(self, cls_score: Tensor, gt_label: Tensor, **kwargs: Any) -> dict[str, Any]:
         self._check_labels(gt_label, cls_score.shape[1])
         losses: dict[str, Any] = {}
-        if self.cal_acc:
-            # Logits, not probabilities: one below 0 may well be the highest, so no threshold.
+        if self.cal_acc:  # of logits, where one below 0 may well be the highest: so without a threshold
             percent = accuracy(cls_score.detach(), gt_label, self.topk, thrs=-np.inf)
             losses['accuracy'] = {f'top-{k}': value for k, value in zip(self.topk, percent, strict=True)}
         losses['loss'] = self.compute_loss(cls_score, gt_label, avg_factor=len(cls_score), **kwargs)
         return losses
 
-    def simple_test(self, x: Features, softmax: bool = True,
-                    post_process: bool = True) -> Tensor | list[np.ndarray]:
+    def simple_test(self, x: Features, softmax: bool = True, post_process: bool = True) -> Scores:
         """Scores of each image.
 
         Args:
@@ -71,25 +71,22 @@ class ClsHead(BaseModule):
             post_process: as a list of N arrays (num_classes,); otherwise as a tensor (N, num_classes).
         """
         scores = self.logits(x)
-        if softmax:
-            scores = scores.softmax(dim=1)
-        return self.post_process(scores) if post_process else scores
+        return self.post_process(scores.softmax(dim=1) if softmax else scores, post_process)
 
-    def post_process(self, scores: Tensor) -> Tensor | list[np.ndarray]:
-        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-            return scores  # a graph holds tensors only
-        if scores.dtype == torch.bfloat16:  # numpy has no such type
-            scores = scores.float()
+    def post_process(self, scores: Tensor, as_list: bool = True) -> Scores:
+        if not as_list or torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return scores  # an exported graph holds tensors only
+        scores = scores.float() if scores.dtype == torch.bfloat16 else scores  # which numpy does not know
         return list(scores.detach().cpu().numpy())
 
     def _check_labels(self, gt_label: Tensor, num_classes: int) -> None:
         if gt_label.dim() > 1 and gt_label.shape[1] > 1:
             if self.cal_acc:
-                raise ValueError('cal_acc=True needs class indices, but gt_label holds one value per class '
+                raise ValueError('cal_acc=True needs class indices, but gt_label holds a value per class, '
                                  f'{tuple(gt_label.shape)}: mixed ones have no accuracy (model.head.cal_acc)')
             return
         if gt_label.device.type != 'cpu' or torch.compiler.is_compiling():
-            return  # reading a label back from a GPU would stall every step
+            return  # to read a label back from a GPU would stall every step
         for label in (gt_label.min().item(), gt_label.max().item()):
             if not 0 <= label < num_classes:
                 raise IndexError(f'gt_label {label} but the head has num_classes={num_classes} '
@@ -98,18 +95,12 @@ class ClsHead(BaseModule):
 
 @HEADS.register_module()
 class LinearClsHead(ClsHead):
-    """One linear layer.
-
-    Args:
-        num_classes: C. in_channels: of the features.
-        loss, topk, cal_acc: see `ClsHead`.
-    """
+    """One linear layer. `num_classes`: C. `in_channels`: of the features. The others: see `ClsHead`."""
 
     num_classes_key = 'model.head.num_classes'
 
-    def __init__(self, num_classes: int, in_channels: int, init_cfg: InitCfg = NORMAL,
-                 loss: dict[str, Any] = CROSS_ENTROPY, topk: int | Sequence[int] = (1,),
-                 cal_acc: bool = False) -> None:
+    def __init__(self, num_classes: int, in_channels: int, init_cfg: InitCfg = NORMAL, loss: Cfg = CROSS_ENTROPY,
+                 topk: int | Sequence[int] = (1,), cal_acc: bool = False) -> None:
         super().__init__(loss, topk, cal_acc, init_cfg)
         if num_classes <= 0:
             raise ValueError(f'{type(self).__name__} got num_classes={num_classes}; it takes 1 or more')
@@ -117,15 +108,40 @@ class LinearClsHead(ClsHead):
         self.fc = nn.Linear(in_channels, num_classes)
 
     def logits(self, x: Features) -> Tensor:
-        features = self.pre_logits(x)  # (N, in_channels)
-        if features.dim() != 2 or features.shape[1] != self.in_channels:
-            raise ValueError(self._mismatch(features))
-        return self.fc(features)
-
-    def _mismatch(self, features: Tensor) -> str:
-        name, shape = type(self).__name__, tuple(features.shape)
+        features, name = self.pre_logits(x), type(self).__name__
         if features.dim() != 2:
-            return (f'{name} takes features (N, {self.in_channels}), but got {shape}; '
-                    "is neck=dict(type='GlobalAveragePooling') missing?")
-        return (f'{name} has in_channels={self.in_channels}, but backbone and neck give {shape[1]}; '
-                f'set model.head.in_channels={shape[1]}')
+            raise ValueError(f'{name} takes features (N, {self.in_channels}), but got {tuple(features.shape)}; '
+                             "is neck=dict(type='GlobalAveragePooling') missing?")
+        if features.shape[1] != self.in_channels:
+            raise ValueError(f'{name} has in_channels={self.in_channels}, but backbone and neck give '
+                             f'{features.shape[1]}; set model.head.in_channels={features.shape[1]}')
+        return self.fc(features)  # (N, num_classes)
+
+
+@HEADS.register_module()
+class MultiLabelClsHead(ClsHead):
+    """For several classes per image, or mixed labels: `gt_label` is (N, num_classes).
+
+    A label of -1 ('difficult') counts as 1 in training.
+    """
+
+    def __init__(self, loss: Cfg = BINARY_CROSS_ENTROPY, init_cfg: InitCfg = None) -> None:
+        super().__init__(loss, init_cfg=init_cfg)
+
+    def loss(self, cls_score: Tensor, gt_label: Tensor, **kwargs: Any) -> dict[str, Any]:
+        label = gt_label.type_as(cls_score).abs()
+        return dict(loss=self.compute_loss(cls_score, label, avg_factor=len(cls_score), **kwargs))
+
+    def simple_test(self, x: Features, sigmoid: bool = True, post_process: bool = True) -> Scores:  # type: ignore[override]
+        """As in `ClsHead`, but a probability of its own for each class."""
+        scores = self.logits(x)
+        return self.post_process(scores.sigmoid() if sigmoid else scores, post_process)
+
+
+@HEADS.register_module()
+class MultiLabelLinearClsHead(MultiLabelClsHead, LinearClsHead):
+    """`MultiLabelClsHead` behind one linear layer."""
+
+    def __init__(self, num_classes: int, in_channels: int, loss: Cfg = BINARY_CROSS_ENTROPY,
+                 init_cfg: InitCfg = NORMAL) -> None:
+        LinearClsHead.__init__(self, num_classes, in_channels, init_cfg, loss)

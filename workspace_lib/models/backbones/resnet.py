@@ -5,6 +5,7 @@ In: images (N, 3, H, W). Out: a tuple with the feature maps of the stages in `ou
 """
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -55,10 +56,9 @@ class BasicBlock(ResidualBlock):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, out_channels: int, expansion: int = 1, stride: int = 1,
-                 dilation: int = 1, downsample: nn.Module | None = None, style: str = 'pytorch',
-                 with_cp: bool = False, conv_cfg: Cfg | None = None, norm_cfg: Cfg = BN,
-                 drop_path_rate: float = 0.0) -> None:
+    def __init__(self, in_channels: int, out_channels: int, expansion: int = 1, stride: int = 1, dilation: int = 1,
+                 downsample: nn.Module | None = None, style: str = 'pytorch', with_cp: bool = False,
+                 conv_cfg: Cfg | None = None, norm_cfg: Cfg = BN, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         if expansion != 1:
             raise ValueError(f'BasicBlock (ResNet-18 and 34) has expansion 1, but got {expansion}')
@@ -93,11 +93,10 @@ class Bottleneck(ResidualBlock):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, out_channels: int, expansion: int = 4, stride: int = 1,
-                 dilation: int = 1, downsample: nn.Module | None = None, style: str = 'pytorch',
-                 with_cp: bool = False, conv_cfg: Cfg | None = None, norm_cfg: Cfg = BN,
-                 drop_path_rate: float = 0.0, groups: int = 1, width_per_group: int = 4,
-                 base_channels: int = 64) -> None:
+    def __init__(self, in_channels: int, out_channels: int, expansion: int = 4, stride: int = 1, dilation: int = 1,
+                 downsample: nn.Module | None = None, style: str = 'pytorch', with_cp: bool = False,
+                 conv_cfg: Cfg | None = None, norm_cfg: Cfg = BN, drop_path_rate: float = 0.0,
+                 groups: int = 1, width_per_group: int = 4, base_channels: int = 64) -> None:
         super().__init__()
         if style not in ('pytorch', 'caffe'):
             raise ValueError(f"Bottleneck got style={style!r}; it is 'pytorch' or 'caffe'")
@@ -115,10 +114,10 @@ class Bottleneck(ResidualBlock):
         self.downsample = downsample
         self.drop_path = DropPath(drop_path_rate)
 
-    def _add_conv2(self, channels: int, stride: int, dilation: int, groups: int, conv_cfg: Cfg | None,
-                   norm_cfg: Cfg) -> None:
-        self.conv2 = build_conv(conv_cfg, channels, channels, 3, stride=stride, padding=dilation,
-                                dilation=dilation, groups=groups, bias=False)
+    def _add_conv2(self, channels: int, stride: int, dilation: int, groups: int,
+                   conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
+        self.conv2 = build_conv(conv_cfg, channels, channels, 3, stride=stride, padding=dilation, dilation=dilation,
+                                groups=groups, bias=False)
         self.add_norm(2, norm_cfg, channels)
 
     def residual(self, x: Tensor) -> Tensor:
@@ -175,11 +174,10 @@ class ResNet(BaseModule, NamedNorms):
 
     def __init__(self, depth: int, in_channels: int = 3, stem_channels: int = 64, base_channels: int = 64,
                  expansion: int | None = None, num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2),
-                 dilations: Sequence[int] = (1, 1, 1, 1), out_indices: Sequence[int] = (3,),
-                 style: str = 'pytorch', deep_stem: bool = False, avg_down: bool = False,
-                 frozen_stages: int = -1, conv_cfg: Cfg | None = None, norm_cfg: Cfg = BN,
-                 norm_eval: bool = False, with_cp: bool = False, zero_init_residual: bool = True,
-                 init_cfg: InitCfg = INIT, drop_path_rate: float = 0.0) -> None:
+                 dilations: Sequence[int] = (1, 1, 1, 1), out_indices: Sequence[int] = (3,), style: str = 'pytorch',
+                 deep_stem: bool = False, avg_down: bool = False, frozen_stages: int = -1,
+                 conv_cfg: Cfg | None = None, norm_cfg: Cfg = BN, norm_eval: bool = False, with_cp: bool = False,
+                 zero_init_residual: bool = True, init_cfg: InitCfg = INIT, drop_path_rate: float = 0.0) -> None:
         super().__init__(init_cfg)
         name = type(self).__name__
         if depth not in self.arch_settings:
@@ -196,20 +194,27 @@ class ResNet(BaseModule, NamedNorms):
 
         block, num_blocks = self.arch_settings[depth]
         expansion = expansion or block.expansion
-        options = dict(expansion=expansion, style=style, with_cp=with_cp, conv_cfg=conv_cfg,
-                       norm_cfg=norm_cfg, drop_path_rate=drop_path_rate, **self.block_options(base_channels))
+        options = dict(expansion=expansion, style=style, with_cp=with_cp, conv_cfg=conv_cfg, norm_cfg=norm_cfg,
+                       drop_path_rate=drop_path_rate, **self.block_options(base_channels))
         channels, out_channels = stem_channels, base_channels * expansion
         for i in range(num_stages):
             downsample = make_downsample(channels, out_channels, strides[i], avg_down, conv_cfg, norm_cfg)
-            blocks = [block(channels, out_channels, stride=strides[i], dilation=dilations[i],
-                            downsample=downsample, **options)]
-            for _ in range(1, num_blocks[i]):
-                blocks.append(block(out_channels, out_channels, dilation=dilations[i], **options))
+            options['dilation'] = dilations[i]
+            blocks = [block(channels, out_channels, stride=strides[i], downsample=downsample, **options)]
+            blocks += [block(out_channels, out_channels, **options) for _ in range(1, num_blocks[i])]
             self.add_module(f'layer{i + 1}', nn.Sequential(*blocks))
             channels, out_channels = out_channels, out_channels * 2  # half the resolution, twice the channels
         self.res_layers = [f'layer{i + 1}' for i in range(num_stages)]
         self.feat_dim = channels
         self._freeze_stages()
+
+    def __init_subclass__(cls) -> None:
+        """What a relative passes on as **kwargs shows in its signature, so that a misspelt key is noticed."""
+        own, above = inspect.signature(cls.__init__), inspect.signature(cls.__mro__[1])
+        named = [p for p in list(own.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
+        if len(named) < len(own.parameters) - 1:
+            named += [p.replace(kind=p.KEYWORD_ONLY) for p in above.parameters.values() if p.name not in own.parameters]
+        cls.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
 
     def block_options(self, base_channels: int) -> Cfg:
         """What a relative of ResNet tells its blocks beyond the usual."""
