@@ -16,7 +16,7 @@ import workspace_lib
 ROOT = Path(workspace_lib.__file__).parent
 # From the ground up. A tuple is a room: its modules may import each other, rooms of one layer may not.
 LAYERS: list[list[tuple[str, ...]]] = [
-    [('config', 'config_load', 'config_text', 'config_origin', 'config_replay')],
+    [('config',)],
     [('trace',), ('recipes',)],
     [('registry',)],
     [('dist',), ('device',)],

@@ -11,6 +11,7 @@ import torch
 
 from workspace_lib.registry import Registry, trace_builds
 from workspace_lib.tools.trace_view import registry_table
+from workspace_lib.trace import shown
 
 PARTS = Registry('part')
 
@@ -112,6 +113,10 @@ def test_the_tree_in_text(trace, monkeypatch):
         '└─ Leaf part test_trace.py 1,000',
         'Leaf part test_trace.py 1,000',
     ]
+
+
+def test_a_notebook_cell_has_a_steady_name():
+    assert shown(('/tmp/ipykernel_4711/123.py', 3)) == 'notebook cell:3'
 
 
 def test_an_empty_trace_says_so():

@@ -30,8 +30,10 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 def shown(line: Line) -> str:
     """`file:line`, relative to the working folder when inside it."""
-    inside = line[0].startswith(os.getcwd() + os.sep)
-    return f'{os.path.relpath(line[0]) if inside else line[0]}:{line[1]}'
+    file, number = line
+    if f'{os.sep}ipykernel_' in file:  # a temporary name, another one in each kernel
+        return f'notebook cell:{number}'
+    return f'{os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file}:{number}'
 
 
 def source_line(target: Callable[..., Any]) -> Line:
