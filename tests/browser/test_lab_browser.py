@@ -1,0 +1,181 @@
+"""A headless Chromium opens the printed URL and runs the first notebook through: ``make test-browser``.
+
+LAB_URL names a lab that runs already; without it one is started on a copy of the notebooks.
+SCREENSHOTS names a folder for pictures of what the browser showed.
+"""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workspace_lib.tools.lab import CHECKOUT, Lab
+
+sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed (extra: test)')
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-quic',
+         '--no-first-run', '--disable-component-update', '--disable-sync']
+COPY = 'browser_check.ipynb'  # what is run: a copy without outputs, so that old ones prove nothing
+RUN_SECONDS = 300
+IN_FRONT = '.jp-NotebookPanel:not(.lm-mod-hidden)'  # the tabs of an earlier visit are there too, hidden
+IDLE = f'{IN_FRONT} .jp-Notebook-ExecutionIndicator[data-status="idle"]'
+TINY = """{"nbformat": 4, "nbformat_minor": 5,
+ "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+ "cells": [{"cell_type": "code", "id": "a", "metadata": {}, "execution_count": null, "outputs": [],
+            "source": "import workspace_lib\\nworkspace_lib.__version__"}]}"""
+
+
+class Server:
+    """The lab's own interface, for what a test needs to put there or look up."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        parts = urllib.parse.urlsplit(url)
+        self.base = f'{parts.scheme}://{parts.netloc}'
+        self.token = urllib.parse.parse_qs(parts.query)['token'][0]
+        self.notebook = urllib.parse.unquote(parts.path.partition('/lab/tree/')[2])
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(
+            f'{self.base}/api/{urllib.parse.quote(path)}', method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={'Authorization': f'token {self.token}', 'Content-Type': 'application/json'})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+            return json.loads(answer.read() or b'null')
+
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory) -> Iterator[Server]:
+    if url := os.environ.get('LAB_URL'):
+        yield Server(url)
+        return
+    lab = Lab(checkout_with_copied_notebooks(tmp_path_factory.mktemp('lab')))
+    try:
+        yield Server(lab.up(device='cpu'))
+    finally:
+        lab.down()
+
+
+def checkout_with_copied_notebooks(root: Path) -> Path:
+    """The checkout as the notebooks see it, by links; what they are saved to is a copy."""
+    for entry in CHECKOUT.iterdir():
+        if not entry.name.startswith('.') and entry.name not in ('notebooks', 'work_dirs'):
+            (root / entry.name).symlink_to(entry)
+    shutil.copytree(CHECKOUT / 'notebooks', root / 'notebooks')
+    if not list((root / 'notebooks').glob('*.ipynb')):
+        (root / 'notebooks' / '00_tiny.ipynb').write_text(TINY)
+    return root
+
+
+@pytest.fixture(scope='module')
+def browser() -> Iterator[Any]:
+    program = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    assert program, 'no Chromium on the PATH; on Debian and Ubuntu: sudo apt-get install -y chromium'
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=FLAGS, headless=True)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser) -> Iterator[Any]:
+    """A tab of a new visitor. A script error on the page fails the test."""
+    context = browser.new_context(viewport={'width': 1440, 'height': 1000})
+    tab = context.new_page()
+    errors: list[str] = []
+    tab.on('pageerror', lambda error: errors.append(str(error)))
+    yield tab
+    context.close()
+    assert not errors
+
+
+def screenshot(page: Any, name: str) -> None:
+    if folder := os.environ.get('SCREENSHOTS'):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(folder) / f'{name}.png'))
+
+
+def open_notebook(server: Server, page: Any, path: str, url: str) -> None:
+    """Open the URL and wait until the notebook is drawn, in front, and its kernel waits for work."""
+    page.goto(url)
+    page.wait_for_selector(f'{IN_FRONT} .jp-Cell', timeout=90_000)
+    page.wait_for_selector(f'.lm-mod-current .lm-TabBar-tabLabel:text-is("{Path(path).name}")', timeout=30_000)
+    end = time.monotonic() + 90
+    while kernel_state(server, path) != 'idle' or not page.locator(IDLE).count():
+        assert time.monotonic() < end, f'the kernel of {path} is {kernel_state(server, path)} after 90 s'
+        page.wait_for_timeout(200)
+
+
+def kernel_state(server: Server, path: str) -> str:
+    states = [s['kernel']['execution_state'] for s in server.call('GET', 'sessions') if s['path'] == path]
+    return states[0] if states else 'not started'
+
+
+def test_wrong_token_leads_to_the_login_page(server, page):
+    page.goto(f'{server.base}/lab?token=wrong')
+    assert urllib.parse.urlsplit(page.url).path == '/login'
+    assert page.get_by_text('Token authentication is enabled').count() == 1
+    screenshot(page, '1_wrong_token')
+
+
+def test_printed_url_opens_the_notebook_undisturbed(server, page):
+    """Offline: no news, no update notice, no dialog, no error message over the notebook."""
+    open_notebook(server, page, server.notebook, server.url)
+    assert page.locator('.lm-TabBar-tabLabel', has_text=Path(server.notebook).name).count() == 1
+    page.wait_for_timeout(3000)
+    assert page.locator('.jp-Dialog').count() == 0
+    assert page.locator('.jp-toastContainer .Toastify__toast').all_inner_texts() == []
+    screenshot(page, '2_opened')
+
+
+def test_first_notebook_runs_through(server, page):
+    folder = Path(server.notebook).parent
+    copy = str(folder / COPY)
+    notebook = server.call('GET', f'contents/{server.notebook}')['content']
+    for cell in notebook['cells']:
+        if cell['cell_type'] == 'code':
+            cell.update(outputs=[], execution_count=None)
+    server.call('PUT', f'contents/{copy}', {'type': 'notebook', 'format': 'json', 'content': notebook})
+    try:
+        open_notebook(server, page, copy,
+                      f'{server.base}/lab/tree/{urllib.parse.quote(copy)}?token={server.token}')
+        page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
+        page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+        cells = run_through(server, page, copy)
+        screenshot(page, '3_run')
+        assert [c['source'] for c in cells if c['execution_count'] is None] == []
+        assert [o for c in cells for o in c['outputs'] if o['output_type'] == 'error'
+                and 'raises-exception' not in c['metadata'].get('tags', [])] == []
+    finally:
+        for session in server.call('GET', 'sessions'):
+            if session['path'] == copy:
+                server.call('DELETE', f'sessions/{session["id"]}')
+        server.call('DELETE', f'contents/{copy}')
+
+
+def run_through(server: Server, page: Any, path: str) -> list[dict]:
+    """Save and look again until every code cell has run or one failed; return the code cells.
+
+    The page itself tells too little: JupyterLab draws only the cells in view.
+    """
+    end = time.monotonic() + RUN_SECONDS
+    while True:
+        page.wait_for_timeout(2000)
+        page.keyboard.press('Control+s')
+        page.wait_for_timeout(1000)
+        content = server.call('GET', f'contents/{path}')['content']
+        cells = [c for c in content['cells'] if c['cell_type'] == 'code' and c['source'].strip()]
+        idle = kernel_state(server, path) == 'idle'
+        waiting = [c for c in cells if c['execution_count'] is None]
+        if idle and (not waiting or any(o['output_type'] == 'error' for c in cells for o in c['outputs'])):
+            return cells
+        assert time.monotonic() < end, f'after {RUN_SECONDS} s {len(waiting)} of {len(cells)} cells wait'
