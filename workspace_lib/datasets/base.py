@@ -1,16 +1,15 @@
-"""What every data set is: an annotation kept compactly, a pipeline, and an evaluation.
+"""What every data set is: an annotation kept compactly, a pipeline, an evaluation.
 
-In: where the data lie. Out: samples by index, labels by array, metrics by name.
+In: where the data lie. Out: samples by index, labels as an array, metrics by name.
 """
-
 from __future__ import annotations
 
 import logging
 import os
 import os.path as osp
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,35 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from workspace_lib import metrics
-from workspace_lib.datasets.decode import DecodeError
+from workspace_lib.datasets.decode import DecodeError, decode
+from workspace_lib.datasets.formatting import image_path
 from workspace_lib.datasets.pipeline import DeviceStage, Pipeline
-from workspace_lib.datasets.transforms import image_path
 
 _log = logging.getLogger(__name__)
 MAX_BROKEN_RUN = 32  # more broken files in a row than that, and the data set itself is at fault
 
 
-class FileInfos(Sequence):
-    """File names and labels that read as a list of mmclassification's dicts.
+class Infos(Sequence):
+    """Samples that read as a list of mmclassification's dicts, but are kept as a few arrays."""
 
-    A name takes its own bytes plus 8, a label 8: a million samples fit in 50 MB, which workers share.
-    """
+    labels: np.ndarray  # int64 (N,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        label = np.array(self.labels[index])  # checks the index
+        return {**self._source(index % len(self)), 'gt_label': label}
+
+    @abstractmethod
+    def _source(self, index: int) -> dict[str, Any]:
+        """`img_prefix` and `img_info`, or `img`."""
+
+
+class FileInfos(Infos):
+    """File names below `prefix`: a million fit in 50 MB, in three objects that forked workers share."""
 
     def __init__(self, prefix: str, samples: Iterable[tuple[bytes, int]]) -> None:
         names, ends, labels = bytearray(), array('q', [0]), array('q')
@@ -41,32 +56,19 @@ class FileInfos(Sequence):
         self.prefix, self._names = prefix, bytes(names)
         self._ends, self.labels = np.array(ends, np.int64), np.array(labels, np.int64)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        label = np.array(self.labels[index])  # first: it checks the index
-        at = index % len(self)
-        start, end = self._ends[at:at + 2].tolist()
-        name = os.fsdecode(self._names[start:end])
-        return {'img_prefix': self.prefix, 'img_info': {'filename': name}, 'gt_label': label}
+    def _source(self, index: int) -> dict[str, Any]:
+        start, end = self._ends[index:index + 2].tolist()
+        return {'img_prefix': self.prefix, 'img_info': {'filename': os.fsdecode(self._names[start:end])}}
 
 
-class ArrayInfos(Sequence):
-    """Images (N, H, W) or (N, H, W, 3), uint8, and labels (N,), as such a list."""
+class ArrayInfos(Infos):
+    """uint8 images (N, H, W) or (N, H, W, 3)."""
 
     def __init__(self, images: np.ndarray, labels: Any) -> None:
         self.images, self.labels = images, np.array(labels, np.int64)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return {'img': self.images[index], 'gt_label': np.array(self.labels[index])}
+    def _source(self, index: int) -> dict[str, Any]:
+        return {'img': self.images[index]}
 
 
 class BaseDataset(Dataset):
@@ -75,7 +77,7 @@ class BaseDataset(Dataset):
     Args:
         data_prefix: the folder with the data.
         pipeline: step configs, see `Pipeline`.
-        classes: names that replace `CLASSES`: a list, or a file with one a line.
+        classes: names in place of `CLASSES`: a list, or a file with one a line.
         ann_file: the annotation file, where there is one.
         test_mode: the held-out part, where the data set has parts.
         skip_broken: put the next good sample in the place of one that cannot be read, and count it in
@@ -84,30 +86,28 @@ class BaseDataset(Dataset):
 
     CLASSES: Sequence[str] | None = None
 
-    def __init__(self, data_prefix: str | PathLike[str], pipeline: Sequence[Any] = (),
-                 classes: str | Sequence[str] | None = None, ann_file: str | PathLike[str] | None = None,
+    def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (),
+                 classes: str | Sequence[str] | None = None, ann_file: str | None = None,
                  test_mode: bool = False, skip_broken: bool = False) -> None:
         self.data_prefix = osp.expanduser(data_prefix or '')
         self.pipeline = Pipeline(pipeline)
         self.CLASSES = self.get_classes(classes)
         self.ann_file = None if ann_file is None else osp.expanduser(ann_file)
         self.test_mode, self.skip_broken = test_mode, skip_broken
-        self.broken: dict[int, str] = {}
+        self.broken: dict[int, str] = {}  # index: reason
         self.data_infos = self.load_annotations()
 
     def load_annotations(self) -> Sequence[dict[str, Any]]:
-        """All samples: dicts of `img_prefix` and `img_info=dict(filename=...)`, or `img`; and `gt_label`."""
+        """The samples: dicts of `img_prefix` and `img_info=dict(filename=...)`, or `img`; and `gt_label`."""
         raise NotImplementedError(f'{type(self).__name__} does not define load_annotations()')
 
     @classmethod
     def get_classes(cls, classes: str | Sequence[str] | None = None) -> Sequence[str] | None:
-        """The class names that the argument `classes` means."""
-        if classes is None:
-            return cls.CLASSES
-        if isinstance(classes, (str, PathLike)):
+        """The names that the argument `classes` means."""
+        if isinstance(classes, (str, os.PathLike)):
             return Path(osp.expanduser(classes)).read_text(encoding='utf-8').rstrip().splitlines()
-        if isinstance(classes, (tuple, list)):
-            return classes
+        if isinstance(classes, (tuple, list)) or classes is None:
+            return cls.CLASSES if classes is None else classes
         raise ValueError(f'classes is a list of names, or a file with one a line; got {type(classes)}')
 
     @property
@@ -125,14 +125,20 @@ class BaseDataset(Dataset):
         return self.sample(index)
 
     def filename(self, index: int) -> str:
-        """The path of a sample, or `MNIST[7]` where it has none."""
+        """The path of a sample, or such as `MNIST[7]` where it has none."""
         info = self.data_infos[index]
         return image_path(info) if 'img_info' in info else f'{type(self).__name__}[{index}]'
 
+    def load_image(self, index: int) -> np.ndarray:
+        """The image before the pipeline: uint8 (H, W, 3) in BGR order, or (H, W)."""
+        info = self.data_infos[index]
+        return info['img'] if 'img' in info else decode(image_path(info))
+
     def get_gt_labels(self) -> np.ndarray:
         """Labels (N,), int64."""
-        labels = getattr(self.data_infos, 'labels', None)
-        return np.array([info['gt_label'] for info in self.data_infos]) if labels is None else labels.copy()
+        if isinstance(self.data_infos, Infos):
+            return self.data_infos.labels.copy()
+        return np.array([info['gt_label'] for info in self.data_infos])
 
     def get_cat_ids(self, index: int) -> list[int]:
         """The classes of one sample."""
@@ -144,34 +150,33 @@ class BaseDataset(Dataset):
         Raises:
             DecodeError, OSError: a file that is broken or missing, unless `skip_broken`.
         """
-        for step in range(MAX_BROKEN_RUN if self.skip_broken else 1):
-            at = (index + step) % len(self)
-            if at in self.broken:
-                continue
+        for at in ((index + step) % len(self) for step in range(MAX_BROKEN_RUN)):
             try:
-                return self.pipeline.item(self.data_infos[at], seed)
-            except (DecodeError, OSError) as error:
+                if at not in self.broken:
+                    return self.pipeline.item(self.data_infos[at], seed)
+            except Exception as error:
+                if not isinstance(error, (DecodeError, OSError)):
+                    error.add_note(f'in the pipeline, at {self.filename(at)}')
+                    raise
                 if not self.skip_broken:
                     raise
                 self.broken[at] = str(error)
-            except Exception as error:
-                error.add_note(f'in the pipeline of {self.filename(at)}')
-                raise
-        raise DecodeError(f'{MAX_BROKEN_RUN} broken files in a row from {self.filename(index)} on; '
-                          f'the last: {list(self.broken.values())[-1]}')
+        raise DecodeError(f'{self.filename(index)} and the {MAX_BROKEN_RUN - 1} samples after it are all '
+                          f'broken, the last of them: {[*self.broken.values()][-1]}')
 
     def evaluate(self, results: Sequence[np.ndarray], metric: str | Sequence[str] = 'accuracy',
                  metric_options: dict[str, Any] | None = None, indices: Sequence[int] | None = None,
                  logger: Any = None) -> dict[str, Any]:
-        """Metrics of the scores in `results`, N arrays (C,), in data-set order or that of `indices`.
+        """Metrics of `results`, scores (C,) of all samples in order, or of those that `indices` names.
 
         See `metrics.evaluate` for metric names, options and what is raised.
         """
         wanted = np.arange(len(self)) if indices is None else np.asarray(indices)
         labels = self.get_gt_labels()[wanted]
         if self.broken and len(results) == len(wanted):
-            good = ~np.isin(wanted, list(self.broken))
-            results, labels = [results[i] for i in np.flatnonzero(good)], labels[good]
-            _log.warning('%d broken files are left out of the evaluation', (~good).sum())
+            good = np.flatnonzero(~np.isin(wanted, [*self.broken])).tolist()
+            (logger or _log).warning('%d broken files are left out of this evaluation',
+                                     len(wanted) - len(good))
+            results, labels = [results[i] for i in good], labels[good]
         return metrics.evaluate(results, labels, metric, metric_options,
                                 class_count=None if self.CLASSES is None else len(self.CLASSES))

@@ -1,7 +1,7 @@
 """Configs to data sets and loaders, under the names and arguments that OpenMMLab scripts use."""
-
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ import torch.distributed as torch_dist
 
 from workspace_lib.datasets.loader import Loader
 from workspace_lib.registry import DATASETS, SAMPLERS, build_from_cfg
+
+DATALOADER_OPTIONS = ('prefetch_factor', 'timeout', 'multiprocessing_context', 'in_order')
 
 
 def build_dataset(cfg: dict[str, Any], default_args: dict[str, Any] | None = None) -> Any:
@@ -27,8 +29,17 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
         samples_per_gpu, workers_per_gpu: times `num_gpus`, unless `dist`.
         dist: this process is one of several of torch.distributed, and takes its share of the samples.
         sampler_cfg: a registered sampler; it gets dataset, num_replicas, rank, shuffle and seed.
-        Others: as `Loader`; any further ones go to torch's `DataLoader`.
+        kwargs: `DATALOADER_OPTIONS` of torch's DataLoader.
+        Others: as `Loader`.
+
+    Raises:
+        TypeError: an unknown key; names the nearest.
     """
+    for key in set(kwargs) - set(DATALOADER_OPTIONS):
+        known = [*build_dataloader.__annotations__, *DATALOADER_OPTIONS]
+        near = difflib.get_close_matches(key, known, 1)
+        raise TypeError(f'the loader has no setting {key!r}; '
+                        + (f'did you mean {near[0]!r}?' if near else f'known: {", ".join(known)}'))
     rank, world_size = (torch_dist.get_rank(), torch_dist.get_world_size()) if dist else (0, 1)
     share = 1 if dist else num_gpus
     sampler = None

