@@ -371,6 +371,15 @@ def test_a_checkpoint_of_another_model_names_both_sides(file):
         load_checkpoint(lenet, file)
 
 
+def test_a_name_shared_by_chance_does_not_make_it_the_same_model():
+    def network(part: str) -> nn.Module:
+        layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(6)))
+        return nn.ModuleDict({part: layers, 'head': nn.Linear(2, 5, bias=False)})
+
+    with pytest.raises(RuntimeError, match='another model: it has 1 of 13 tensors'):
+        load_state_dict(network('features'), network('stages').state_dict())
+
+
 def test_another_network_of_the_same_names_is_another_model(model):
     deep = nn.ModuleList(nn.Linear(2, 2) for _ in range(9))
     wide = nn.ModuleList(nn.Linear(2, 2 if i < 5 else 3) for i in range(9))
