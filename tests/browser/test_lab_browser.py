@@ -70,7 +70,9 @@ def checkout_with_copied_notebooks(root: Path) -> Path:
     for entry in CHECKOUT.iterdir():
         if not entry.name.startswith('.') and entry.name not in ('notebooks', 'work_dirs'):
             (root / entry.name).symlink_to(entry)
-    shutil.copytree(CHECKOUT / 'notebooks', root / 'notebooks')
+    (root / 'notebooks').mkdir()
+    for entry in (CHECKOUT / 'notebooks').glob('*.ipynb'):
+        shutil.copy(entry, root / 'notebooks')
     if not list((root / 'notebooks').glob('*.ipynb')):
         (root / 'notebooks' / '00_tiny.ipynb').write_text(TINY)
     return root
