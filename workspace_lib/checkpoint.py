@@ -147,7 +147,7 @@ def _other_classes(own: dict[str, Any], theirs: dict[str, Any], names: list[str]
     weight = next((k for k in names if own[k].dim() == 2 and own[k].shape[1:] == theirs[k].shape[1:]), None)
     if weight is None:
         return []
-    return [f'set num_classes={len(theirs[weight])} in the head to use the classifier of this checkpoint '
+    return [f'set num_classes={len(theirs[weight])} to use the classifier of this checkpoint '
             f'(the model has num_classes={len(own[weight])}); as it is, {weight} keeps its initial values']
 
 
