@@ -102,8 +102,14 @@ def inference_model(model: Any, img: str | os.PathLike | np.ndarray) -> dict[str
 
 def prepare_image(model: Any, img: str | os.PathLike | np.ndarray) -> dict[str, torch.Tensor]:
     """The batch of one, normalised and on the model's device, that ``model(return_loss=False, **batch)`` takes."""
-    pipeline = Pipeline(model.cfg.data.test.pipeline)
-    return dict(img=pipeline.inputs(img, next(model.parameters()).device))
+    steps = list(model.cfg.data.test.pipeline)
+    loads = bool(steps) and steps[0]['type'] == 'LoadImageFromFile'
+    device = next(model.parameters()).device
+    if isinstance(img, np.ndarray):
+        return Pipeline(steps[1:] if loads else steps).batch_of_one(dict(img=img), device)
+    load = [] if loads else [dict(type='LoadImageFromFile')]
+    info = dict(img_prefix=None, img_info=dict(filename=str(img)))
+    return Pipeline(load + steps).batch_of_one(info, device)
 
 
 def show_result_pyplot(model: Any, img: str | os.PathLike | np.ndarray, result: dict[str, Any],
