@@ -219,9 +219,9 @@ def test_unknown_argument_names_the_nearest():
 @pytest.mark.parametrize(('paramwise', 'message'), [
     (dict(norm_decay_mul=0.), "no key 'norm_decay_mul'; did you mean 'norm_decay_mult'"),
     (dict(custom_keys={'head': dict(lr_mul=1)}), r"custom_keys\['head'\] has no key 'lr_mul'; did you mean 'lr_mult'"),
-    (dict(custom_keys={'head': 0.1}), r"custom_keys\['head'\] must be a dict of lr_mult, decay_mult, but got 0.1"),
+    (dict(custom_keys={'head': 0.1}), r"custom_keys\['head'\] must be a dict, but got 0.1"),
     (dict(custom_keys=['head']), r"custom_keys must be a dict, but got \['head'\]"),
-    ([], r'paramwise_cfg should be None or a dict, but got \[\]'),
+    (['norm'], r"paramwise_cfg must be a dict, but got \['norm'\]"),
 ])
 def test_misspelt_rules_are_errors(paramwise, message):
     with pytest.raises(TypeError, match=message):

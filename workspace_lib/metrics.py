@@ -3,8 +3,7 @@ In: scores (N, C) and labels (N,). Out: percent, with the keys, order and bits o
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
@@ -18,7 +17,9 @@ DEFAULT_TOPK = (1, 5)
 _BATCH = 1024  # rows counted at once: keeps the temporaries of a 50,000 x 1,000 result to a few MB
 _log = logging.getLogger(__name__)
 
+Array = Tensor | np.ndarray
 Threshold = float | None  # None: any score will do
+Thresholds = float | Sequence[Threshold]
 Value = float | np.ndarray
 
 
@@ -87,8 +88,7 @@ class SingleLabelCounts:
         return precision, recall, 2 * precision * recall / (precision + recall).clamp(min=eps)
 
 
-def accuracy(pred: Tensor | np.ndarray, target: Tensor | np.ndarray, topk: int | Sequence[int] = 1,
-             thrs: float | Sequence[Threshold] = 0.) -> Any:
+def accuracy(pred: Array, target: Array, topk: int | Sequence[int] = 1, thrs: Thresholds = 0.) -> Any:
     """Top-k accuracy in percent, on the device of `pred`; free of sync points, so fit for a training step.
 
     Args:
@@ -107,14 +107,13 @@ def accuracy(pred: Tensor | np.ndarray, target: Tensor | np.ndarray, topk: int |
     thresholds, one_thr = _several(thrs, 'thrs')
     scores, labels = _pair(pred, target)
     correct = _count_correct(scores, labels, _checked_topk(ks, scores.shape[1]), thresholds)
-    percent = _percent(correct, len(scores))
-    table = [[value.reshape(1) for value in row] for row in percent]
+    table = [[value.reshape(1) for value in row] for row in _percent(correct, len(scores))]
     rows = [row[0] for row in table] if one_thr else table
     return rows[0] if one_k else rows
 
 
-def precision_recall_f1(pred: Tensor | np.ndarray, target: Tensor | np.ndarray, average_mode: str = 'macro',
-                        thrs: float | Sequence[Threshold] = 0.) -> tuple[Any, Any, Any]:
+def precision_recall_f1(pred: Array, target: Array, average_mode: str = 'macro',
+                        thrs: Thresholds = 0.) -> tuple[Any, Any, Any]:
     """Precision, recall and F1 of the top-1 predictions, in percent.
 
     A prediction whose score is <= thr is none. Per class P = TP / predicted, R = TP / labelled and
@@ -129,7 +128,6 @@ def precision_recall_f1(pred: Tensor | np.ndarray, target: Tensor | np.ndarray, 
     Raises:
         ValueError: no samples, a label outside 0..C-1, or another average_mode.
     """
-    _check_average_mode(average_mode)
     thresholds, one_thr = _several(thrs, 'thrs')
     counts = _count(*_pair(pred, target), thrs=thresholds)
     precisions, recalls, f1s = ([_average(row, average_mode) for row in per_class]
@@ -137,35 +135,31 @@ def precision_recall_f1(pred: Tensor | np.ndarray, target: Tensor | np.ndarray, 
     return (precisions[0], recalls[0], f1s[0]) if one_thr else (precisions, recalls, f1s)
 
 
-def precision(pred: Tensor | np.ndarray, target: Tensor | np.ndarray, average_mode: str = 'macro',
-              thrs: float | Sequence[Threshold] = 0.) -> Any:
+def precision(pred: Array, target: Array, average_mode: str = 'macro', thrs: Thresholds = 0.) -> Any:
     """The first of `precision_recall_f1`."""
     return precision_recall_f1(pred, target, average_mode, thrs)[0]
 
 
-def recall(pred: Tensor | np.ndarray, target: Tensor | np.ndarray, average_mode: str = 'macro',
-           thrs: float | Sequence[Threshold] = 0.) -> Any:
+def recall(pred: Array, target: Array, average_mode: str = 'macro', thrs: Thresholds = 0.) -> Any:
     """The second of `precision_recall_f1`."""
     return precision_recall_f1(pred, target, average_mode, thrs)[1]
 
 
-def f1_score(pred: Tensor | np.ndarray, target: Tensor | np.ndarray, average_mode: str = 'macro',
-             thrs: float | Sequence[Threshold] = 0.) -> Any:
+def f1_score(pred: Array, target: Array, average_mode: str = 'macro', thrs: Thresholds = 0.) -> Any:
     """The third of `precision_recall_f1`."""
     return precision_recall_f1(pred, target, average_mode, thrs)[2]
 
 
-def support(pred: Tensor | np.ndarray, target: Tensor | np.ndarray, average_mode: str = 'macro') -> Value:
+def support(pred: Array, target: Array, average_mode: str = 'macro') -> Value:
     """Samples per class, int64 (C,) ('none'), or of all classes together, float ('macro': a sum, no mean)."""
-    _check_average_mode(average_mode)
-    return _support(_count(*_pair(pred, target)), average_mode)
+    return _average(_count(*_pair(pred, target)).labelled, average_mode, Tensor.sum)
 
 
-def calculate_confusion_matrix(pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> Tensor:
+def calculate_confusion_matrix(pred: Array, target: Array) -> Tensor:
     """int64 (C, C), rows the labels, columns the top-1 predictions. Matrices of two batches add.
 
     Raises:
-        ValueError: a label outside 0..C-1.
+        ValueError: no samples, or a label outside 0..C-1.
     """
     scores, labels = _pair(pred, target)
     class_count = scores.shape[1]
@@ -175,8 +169,7 @@ def calculate_confusion_matrix(pred: Tensor | np.ndarray, target: Tensor | np.nd
 
 
 def evaluate(results: Any, gt_labels: Any, metric: str | Iterable[str] = 'accuracy',
-             metric_options: Mapping[str, Any] | None = None, class_count: int | None = None
-             ) -> dict[str, Value]:
+             metric_options: Mapping[str, Any] | None = None, class_count: int | None = None) -> dict[str, Value]:
     """All metrics of a data set, as `dataset.evaluate` gives them.
 
     Args:
@@ -184,7 +177,7 @@ def evaluate(results: Any, gt_labels: Any, metric: str | Iterable[str] = 'accura
         metric: of `METRICS`, one or several.
         metric_options: `topk` (an int, or several: default 1 and, where there are as many classes, 5), `thrs`
             (a number or several: default 0), `average_mode` ('macro' or 'none').
-        class_count: of the data set, checked against C.
+        class_count: of the data set; C may not be less.
 
     Returns:
         In this order `accuracy` (int topk) or `accuracy_top-{k}`, `support`, `precision`, `recall`,
@@ -192,42 +185,41 @@ def evaluate(results: Any, gt_labels: Any, metric: str | Iterable[str] = 'accura
         arrays (C,).
 
     Raises:
-        ValueError: a metric that is not one of `METRICS`, no results, not as many as labels, or a label or k
-            that is out of range.
+        ValueError: another metric or average_mode, no results, not as many as labels, a label or k that is out
+            of range.
     """
     wanted = _checked_metrics(metric)
-    options = _checked_options(metric_options)
+    options = _checked_options(metric_options or {})
     scores, labels = _pair(results, gt_labels)
-    _check_class_count(scores.shape[1], class_count)
-    mode = options.get('average_mode', 'macro')
-    _check_average_mode(mode)
-    thrs, one_thr = _several(0. if options.get('thrs') is None else options['thrs'], 'thrs')
+    if class_count is not None and scores.shape[1] < class_count:
+        raise ValueError(f'each result holds {scores.shape[1]} scores, but the data set has {class_count} classes; '
+                         f'set num_classes={class_count} in the head')
     topk: Any = 1
     if 'accuracy' in wanted:
         topk = options['topk'] if 'topk' in options else _possible(DEFAULT_TOPK, scores.shape[1])
     ks, one_k = _several(topk, 'topk')
-
-    counts = _count(scores, labels, ks, thrs)
+    thrs, one_thr = _several(0. if options.get('thrs') is None else options['thrs'], 'thrs')
+    counts, mode = _count(scores, labels, ks, thrs), options.get('average_mode', 'macro')
     endings = [''] if one_thr else _endings(thrs)
     values: dict[str, Value] = {}
+
+    def put(key: str, row: Iterable[Value]) -> None:
+        values.update({key + ending: value for ending, value in zip(endings, row, strict=True)})
+
     if 'accuracy' in wanted:
-        for k, row in zip(ks, counts.accuracy(), strict=True):
-            key = 'accuracy' if one_k else f'accuracy_top-{k}'
-            values.update((key + ending, float(value)) for ending, value in zip(endings, row, strict=True))
+        for k, row in zip(ks, counts.accuracy().tolist(), strict=True):
+            put('accuracy' if one_k else f'accuracy_top-{k}', row)
     if 'support' in wanted:
-        values['support'] = _support(counts, mode)
+        values['support'] = _average(counts.labelled, mode, Tensor.sum)
     for key, per_class in zip(('precision', 'recall', 'f1_score'), counts.precision_recall_f1(), strict=True):
         if key in wanted:
-            values.update((key + ending, _average(row, mode))
-                          for ending, row in zip(endings, per_class, strict=True))
+            put(key, [_average(row, mode) for row in per_class])
     return values
 
 
 def _count(scores: Tensor, labels: Tensor, topk: Sequence[int] = (1,),
            thrs: Sequence[Threshold] = (0.,)) -> SingleLabelCounts:
     """Count a whole result set, batch by batch."""
-    if len(scores) == 0:
-        raise ValueError('no results to evaluate: the data set, or the split that was tested, is empty')
     counts = SingleLabelCounts(scores.shape[1], topk, thrs, scores.device)
     for batch, batch_labels in zip(scores.split(_BATCH), labels.split(_BATCH), strict=True):
         counts.update(batch, batch_labels)
@@ -251,17 +243,13 @@ def _count_correct(scores: Tensor, labels: Tensor, topk: Sequence[int], thrs: Se
 
 def _percent(count: Tensor, total: int) -> Tensor:
     """float32, multiplied in mmclassification's order: 2 of 3 is 66.66667175292969 there as here."""
-    if total == 0:
-        raise ValueError('no samples: an accuracy over nothing is undefined')
     return count.float() * (100. / total)
 
 
-def _average(per_class: Tensor, mode: str) -> Value:
-    return float(per_class.mean()) if mode == 'macro' else per_class.cpu().numpy()
-
-
-def _support(counts: SingleLabelCounts, mode: str) -> Value:
-    return float(counts.samples) if mode == 'macro' else counts.labelled.cpu().numpy()
+def _average(per_class: Tensor, mode: str, total: Callable[[Tensor], Tensor] = Tensor.mean) -> Value:
+    if mode not in ('macro', 'none'):
+        raise ValueError(f"average_mode={mode!r} is not supported; choose 'macro' or 'none'")
+    return float(total(per_class)) if mode == 'macro' else per_class.cpu().numpy()
 
 
 def _several(value: Any, name: str) -> tuple[tuple[Any, ...], bool]:
@@ -282,24 +270,18 @@ def _endings(thrs: Sequence[Threshold]) -> list[str]:
 
 
 def _pair(pred: Any, target: Any) -> tuple[Tensor, Tensor]:
-    """Scores (N, C) and int64 labels (N,) from tensors, arrays or sequences of rows."""
-    scores = _matrix(pred)
+    """Scores (N, C) and int64 labels (N,), N > 0, from tensors, arrays or sequences of rows."""
+    if len(pred) == 0:
+        raise ValueError('no results to evaluate: the data set, or the split that was tested, is empty')
+    if not isinstance(pred, Tensor):
+        pred = torch.from_numpy(pred if isinstance(pred, np.ndarray) else np.vstack([np.asarray(row) for row in pred]))
+    if pred.ndim != 2:
+        raise ValueError(f'scores have shape {tuple(pred.shape)}; expected (N, C)')
     labels = target if isinstance(target, Tensor) else torch.from_numpy(np.asarray(target, dtype=np.int64))
-    labels = labels.detach().flatten().long()
-    if len(scores) != len(labels):
-        raise ValueError(f'{len(scores)} results for {len(labels)} labels; they must be of the same length')
-    return scores, labels
-
-
-def _matrix(rows: Any) -> Tensor:
-    if not isinstance(rows, Tensor | np.ndarray):
-        if len(rows) == 0:
-            raise ValueError('no results to evaluate: the data set, or the split that was tested, is empty')
-        rows = np.vstack([row.numpy(force=True) if isinstance(row, Tensor) else row for row in rows])
-    scores = rows if isinstance(rows, Tensor) else torch.from_numpy(rows)
-    if scores.ndim != 2:
-        raise ValueError(f'scores have shape {tuple(scores.shape)}; expected (N, C)')
-    return scores.detach()
+    labels = labels.detach().to(pred.device).flatten().long()
+    if len(pred) != len(labels):
+        raise ValueError(f'{len(pred)} results for {len(labels)} labels; they must be of the same length')
+    return pred.detach(), labels
 
 
 def _check_labels(labels: Tensor, class_count: int, first: int = 0) -> None:
@@ -308,16 +290,6 @@ def _check_labels(labels: Tensor, class_count: int, first: int = 0) -> None:
         index = int(outside[0])
         raise ValueError(f'label {int(labels[index])} of sample {first + index} is out of range: '
                          f'the scores are of {class_count} classes, 0 to {class_count - 1}')
-
-
-def _check_class_count(scores: int, data_set: int | None) -> None:
-    if data_set is None or scores == data_set:
-        return
-    message = (f'each result holds {scores} scores, but the data set has {data_set} classes; '
-               f'set num_classes={data_set} in the head')
-    if scores < data_set:
-        raise ValueError(message)
-    _log.warning(message)
 
 
 def _checked_topk(topk: Sequence[int], class_count: int) -> tuple[int, ...]:
@@ -343,15 +315,7 @@ def _checked_metrics(metric: str | Iterable[str]) -> set[str]:
     return wanted
 
 
-def _checked_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    for key in options or {}:
-        if key not in OPTIONS:
-            near = get_close_matches(key, OPTIONS, n=1)
-            hint = f'did you mean {near[0]!r}?' if near else f'known are {list(OPTIONS)}'
-            _log.warning('metric_options has no %r and ignores it; %s', key, hint)
-    return options or {}
-
-
-def _check_average_mode(mode: str) -> None:
-    if mode not in ('macro', 'none'):
-        raise ValueError(f"average_mode={mode!r} is not supported; choose 'macro' or 'none'")
+def _checked_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    for key in set(options) - set(OPTIONS):
+        _log.warning('metric_options has no %r, ignored; known: %s', key, ', '.join(OPTIONS))
+    return options

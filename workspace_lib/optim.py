@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,10 +46,9 @@ def build_optimizer(model: nn.Module, cfg: dict[str, Any]) -> torch.optim.Optimi
     return constructor(model)
 
 
-LR_MULTIPLIERS = ('bias_lr_mult', 'dcn_offset_lr_mult')
-DECAY_MULTIPLIERS = ('bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult')
+PARAMWISE_KEYS = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
+                  'dcn_offset_lr_mult', 'bypass_duplicate')
 CUSTOM_FACTORS = ('lr_mult', 'decay_mult')
-PARAMWISE_KEYS = ('custom_keys', *LR_MULTIPLIERS, *DECAY_MULTIPLIERS, 'bypass_duplicate')
 
 
 @OPTIMIZER_BUILDERS.register_module()
@@ -72,14 +71,15 @@ class DefaultOptimizerConstructor:
     """
 
     def __init__(self, optimizer_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
-        if not isinstance(paramwise_cfg, dict | None):
-            raise TypeError(f'paramwise_cfg should be None or a dict, but got {paramwise_cfg!r}')
         self.optimizer_cfg = optimizer_cfg
-        self.paramwise_cfg = paramwise_cfg or {}
+        self.paramwise_cfg = {} if paramwise_cfg is None else paramwise_cfg
         self.base_lr = optimizer_cfg.get('lr')
         self.base_wd = optimizer_cfg.get('weight_decay')
-        self._check_paramwise()
+        self._check_keys(self.paramwise_cfg, 'paramwise_cfg', PARAMWISE_KEYS)
         self.custom_keys: dict[str, Any] = self.paramwise_cfg.get('custom_keys', {})
+        self._check_keys(self.custom_keys, 'custom_keys', self.custom_keys)
+        for key, factors in self.custom_keys.items():
+            self._check_keys(factors, f'custom_keys[{key!r}]', CUSTOM_FACTORS)
         self._sorted_keys = sorted(self.custom_keys, key=lambda key: (-len(key), key))
 
     def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -150,39 +150,17 @@ class DefaultOptimizerConstructor:
         if idle:
             _log.info('paramwise_cfg.custom_keys that match no parameter: %s', ', '.join(idle))
 
-    def _check_paramwise(self) -> None:
-        cfg = self.paramwise_cfg
+    def _check_keys(self, cfg: Any, name: str, known: Iterable[str]) -> None:
+        if not isinstance(cfg, dict):
+            raise TypeError(f'{name} must be a dict, but got {cfg!r}')
         for key in cfg:
-            if key.strip('_') == 'delete':
-                _log.warning('paramwise_cfg.%s is ignored%s; it is `_delete_=True`, over a base, that replaces '
-                             'an inherited dict', key, place(cfg, key))
-            elif key not in PARAMWISE_KEYS:
-                raise TypeError(f'paramwise_cfg has no key {key!r}; '
-                                f'{hint(key, PARAMWISE_KEYS)}{place(cfg, key)}')
-        if 'dcn_offset_lr_mult' in cfg:
-            _log.warning('paramwise_cfg.dcn_offset_lr_mult is ignored: no deformable convolutions here')
-        self._check_custom_keys(cfg.get('custom_keys', {}))
-        self._check_base(cfg, LR_MULTIPLIERS, DECAY_MULTIPLIERS)
-
-    def _check_custom_keys(self, custom_keys: Any) -> None:
-        if not isinstance(custom_keys, Mapping):
-            raise TypeError(f'paramwise_cfg.custom_keys must be a dict, but got {custom_keys!r}')
-        for key, factors in custom_keys.items():
-            if not isinstance(factors, Mapping):
-                raise TypeError(f'custom_keys[{key!r}] must be a dict of {", ".join(CUSTOM_FACTORS)}, '
-                                f'but got {factors!r}')
-            for factor in factors:
-                if factor not in CUSTOM_FACTORS:
-                    raise TypeError(f'custom_keys[{key!r}] has no key {factor!r}; '
-                                    f'{hint(factor, CUSTOM_FACTORS)}{place(factors, factor)}')
-            self._check_base(factors, CUSTOM_FACTORS[:1], CUSTOM_FACTORS[1:])
-
-    def _check_base(self, cfg: Mapping[str, Any], lr_keys: Sequence[str], decay_keys: Sequence[str]) -> None:
-        for base, keys in (('lr', lr_keys), ('weight_decay', decay_keys)):
-            given = [key for key in keys if key in cfg]
-            if given and self.optimizer_cfg.get(base) is None:
-                raise ValueError(f'{given[0]} is a factor on optimizer.{base}, which is not set'
-                                 f'{place(cfg, given[0])}')
+            if key in ('dcn_offset_lr_mult', '_delete', '_delete_'):
+                _log.warning('%s.%s is ignored%s', name, key, place(cfg, key))
+            elif key not in known:
+                raise TypeError(f'{name} has no key {key!r}; {hint(key, known)}{place(cfg, key)}')
+            base = {'lr_mult': 'lr', 'decay_mult': 'weight_decay'}.get('_'.join(key.split('_')[-2:]))
+            if base and self.optimizer_cfg.get(base) is None:
+                raise ValueError(f'{key} is a factor on optimizer.{base}, which is not set{place(cfg, key)}')
 
 
 def _walk(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
