@@ -33,6 +33,10 @@ def test_soft_labels_need_no_option() -> None:
     assert torch.equal(CrossEntropyLoss()(LOGITS, SOFT), CrossEntropyLoss(use_soft=True)(LOGITS, SOFT))
 
 
+def test_use_soft_takes_indices_too() -> None:
+    assert torch.equal(CrossEntropyLoss(use_soft=True)(LOGITS, INDEX), CrossEntropyLoss()(LOGITS, INDEX))
+
+
 def test_class_weight_scales_the_samples_of_a_class() -> None:
     plain = CrossEntropyLoss(reduction='none')(LOGITS, INDEX)
     weighted = CrossEntropyLoss(reduction='none', class_weight=[1, 1, 5.])(LOGITS, INDEX)

@@ -140,6 +140,10 @@ def test_accuracy_counts_the_highest_logit_even_below_zero() -> None:
     assert losses['accuracy']['top-1'].item() == 50
 
 
+def test_topk_may_be_a_list() -> None:
+    assert build_head(dict(type='ClsHead', topk=[1, 5])).topk == (1, 5)
+
+
 def test_mixed_labels_have_no_accuracy() -> None:
     with pytest.raises(ValueError, match='cal_acc'):
         build_head(dict(type='ClsHead', cal_acc=True)).loss(torch.randn(2, 3), torch.full((2, 3), 1 / 3))
@@ -163,12 +167,12 @@ def test_first_weights_follow_the_config() -> None:
 
 
 def test_init_weights_runs_once() -> None:
-    model = resnet18()
-    model.init_weights()
-    before = model.head.fc.weight.clone()
-    with pytest.warns(UserWarning, match='init_weights of ImageClassifier ran before'):
-        model.init_weights()
-    assert torch.equal(before, model.head.fc.weight)
+    backbone = resnet18().backbone
+    backbone.init_weights()
+    trained = nn.init.ones_(backbone.layer1[0].bn2.weight)
+    with pytest.warns(UserWarning, match='init_weights of ResNet_CIFAR ran before'):
+        backbone.init_weights()
+    assert trained.eq(1).all()
 
 
 def test_pretrained_model_keeps_what_it_loaded(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def build_conv(conv_cfg: Cfg | None, *args: Any, **kwargs: Any) -> nn.Module:
 def build_norm(norm_cfg: Cfg, channels: int) -> nn.Module:
     """The normalisation that `norm_cfg` names, for `channels`; `requires_grad=False` freezes it."""
     options = dict(norm_cfg)
-    norm_class = _norm_layer(options.pop('type'))[0]
+    norm_class = norm_layer(options.pop('type'))[0]
     trainable = options.pop('requires_grad', True)
     if norm_class is nn.GroupNorm:
         options['num_channels'] = channels
@@ -44,7 +44,7 @@ def build_norm(norm_cfg: Cfg, channels: int) -> nn.Module:
     return norm_class(channels, **options).requires_grad_(trainable)
 
 
-def _norm_layer(kind: str) -> tuple[type[nn.Module], str]:
+def norm_layer(kind: str) -> tuple[type[nn.Module], str]:
     if kind not in NORM_LAYERS:
         raise ValueError(f'norm_cfg got type={kind!r}; known: {", ".join(NORM_LAYERS)}')
     return NORM_LAYERS[kind]
@@ -54,27 +54,16 @@ class NamedNorms(nn.Module):
     """Several normalisations in a module: state dicts call them by kind (`bn1`, `gn1`), the code `norm1`."""
 
     def add_norm(self, number: int | str, norm_cfg: Cfg, channels: int) -> None:
-        self._norm_kind = _norm_layer(norm_cfg['type'])[1]
+        self._norm_kind = norm_layer(norm_cfg['type'])[1]
         self.add_module(f'{self._norm_kind}{number}', build_norm(norm_cfg, channels))
 
-    def _norm(self, number: int | str) -> nn.Module:
+    def norm(self, number: int | str) -> nn.Module:
         return getattr(self, f'{self._norm_kind}{number}')
 
-    @property
-    def norm0(self) -> nn.Module:
-        return self._norm(0)
-
-    @property
-    def norm1(self) -> nn.Module:
-        return self._norm(1)
-
-    @property
-    def norm2(self) -> nn.Module:
-        return self._norm(2)
-
-    @property
-    def norm3(self) -> nn.Module:
-        return self._norm(3)
+    norm0 = property(lambda self: self.norm(0))
+    norm1 = property(lambda self: self.norm(1))
+    norm2 = property(lambda self: self.norm(2))
+    norm3 = property(lambda self: self.norm(3))
 
 
 class ConvModule(NamedNorms):
@@ -89,7 +78,7 @@ class ConvModule(NamedNorms):
         self.activate = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activate(self._norm('')(self.conv(x)))
+        return self.activate(self.norm('')(self.conv(x)))
 
 
 class DropPath(nn.Module):

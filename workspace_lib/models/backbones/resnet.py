@@ -208,14 +208,6 @@ class ResNet(BaseModule, NamedNorms):
         self.feat_dim = channels
         self._freeze_stages()
 
-    def __init_subclass__(cls) -> None:
-        """What a relative passes on as **kwargs shows in its signature, so that a misspelt key is noticed."""
-        own, above = inspect.signature(cls.__init__), inspect.signature(cls.__mro__[1])
-        named = [p for p in list(own.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
-        if len(named) < len(own.parameters) - 1:
-            named += [p.replace(kind=p.KEYWORD_ONLY) for p in above.parameters.values() if p.name not in own.parameters]
-        cls.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
-
     def block_options(self, base_channels: int) -> Cfg:
         """What a relative of ResNet tells its blocks beyond the usual."""
         return {}
@@ -268,6 +260,15 @@ class ResNet(BaseModule, NamedNorms):
         frozen += [getattr(self, name) for name in self.res_layers[:self.frozen_stages]]
         for module in frozen:
             module.eval().requires_grad_(False)
+
+    def __init_subclass__(cls) -> None:
+        """What a relative passes on as **kwargs shows in its signature, so that a misspelt key is noticed."""
+        parent = next(base for base in cls.__mro__[1:] if issubclass(base, ResNet))
+        own, above = inspect.signature(cls.__init__).parameters, inspect.signature(parent).parameters
+        named = [p for p in list(own.values())[1:] if p.kind is not p.VAR_KEYWORD]
+        if len(named) < len(own) - 1:
+            named += [p.replace(kind=p.KEYWORD_ONLY) for name, p in above.items() if name not in own]
+        cls.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
 
 
 def _check_stages(name: str, num_stages: int, strides: Sequence[int], dilations: Sequence[int],

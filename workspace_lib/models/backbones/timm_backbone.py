@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..builder import BACKBONES
 from ..init import BaseModule, InitCfg
-from ..layers import _norm_layer
+from ..layers import norm_layer
 
 
 @BACKBONES.register_module()
@@ -35,7 +35,7 @@ class TIMMBackbone(BaseModule):
         super().__init__(init_cfg)
         timm = _import_timm(model_name)
         if isinstance(kwargs.get('norm_layer'), str):
-            kwargs['norm_layer'] = _norm_layer(kwargs['norm_layer'])[0]
+            kwargs['norm_layer'] = norm_layer(kwargs['norm_layer'])[0]
         self.timm_model = timm.create_model(
             model_name, features_only=features_only, pretrained=pretrained, in_chans=in_channels,
             checkpoint_path=checkpoint_path, **kwargs)
