@@ -227,8 +227,8 @@ def _count(scores: Tensor, labels: Tensor, topk: Sequence[int] = (1,),
 
 
 def _count_correct(scores: Tensor, labels: Tensor, topk: Sequence[int], thrs: Sequence[Threshold]) -> Tensor:
-    """(K, T) int64. Counts who ranks before the label instead of sorting: independent of how a device breaks
-    ties, and cheaper than topk. `~(a <= b)` rather than `a > b`, so that NaN ranks first."""
+    """(K, T) int64. Counts who ranks before the label instead of sorting: how a device breaks ties is no matter.
+    `~(a <= b)` rather than `a > b`, so that NaN ranks first."""
     class_count = scores.shape[1]
     scores = scores.detach().float()
     known = (labels >= 0) & (labels < class_count)
