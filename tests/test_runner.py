@@ -233,7 +233,9 @@ def test_log_buffer_weights_by_samples_and_looks_back_n():
     buffer.update({'loss': torch.tensor(1.0)}, 3)
     buffer.update({'loss': torch.tensor(2.0)}, 1)
     buffer.update({'time': 0.5})
-    assert buffer.average(2) == {'loss': pytest.approx(1.25), 'time': 0.5}
+    buffer.update({'top-1': torch.tensor([50.0])}, 1)  # accuracies come with shape (1,)
+    buffer.update({'top-1': torch.tensor([100.0])}, 1)
+    assert buffer.average(2) == {'loss': pytest.approx(1.25), 'time': 0.5, 'top-1': 75.0}
 
 
 def test_text_log_writes_json_lines_with_the_averages_since_the_last(tmp_path):

@@ -68,7 +68,8 @@ def init_model(config: str | os.PathLike | Config, checkpoint: str | None = None
     chosen = select_device(device)
     cfg = load_config(config, options)
     model = build_classifier(cfg.model)  # `pretrained` acts in init_weights, which inference never calls
-    meta = (load_checkpoint(model, str(checkpoint), map_location='cpu').get('meta') or {}) if checkpoint else {}
+    # Strict: a part that stayed random would predict nonsense without a word.
+    meta = (load_checkpoint(model, str(checkpoint), 'cpu', strict=True).get('meta') or {}) if checkpoint else {}
     model.CLASSES = meta.get('CLASSES') or _classes_of(cfg)
     model.cfg = cfg
     return model.to(chosen).eval()

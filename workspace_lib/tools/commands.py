@@ -72,7 +72,7 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     runner = train_model(model, datasets, cfg, validate=validate, timestamp=stamp, device=chosen,
                          meta=dict(seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
     logger.info('done; test it with: workspace test %s %s --metrics accuracy',
-                cfg.filename, Path(cfg.work_dir) / 'latest.pth')
+                cfg.filename if isinstance(config, Config) else config, Path(cfg.work_dir) / 'latest.pth')
     return runner
 
 
