@@ -73,10 +73,12 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 
 def _with_opencv(data: bytes, color: str, name: object) -> np.ndarray:
+    if not data:
+        raise _broken(name, data, 'the file is empty')
     try:
         img = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[color])
-    except cv2.error as error:  # no bytes at all, or more pixels than OpenCV allows
-        raise _broken(name, data, f'OpenCV refuses it ({error})') from error
+    except cv2.error as error:  # such as more pixels than it allows
+        raise _broken(name, data, f'OpenCV refuses it ({error.err})') from error
     if img is None and data[:2] in _KINDS:
         raise _broken(name, data, f'{_KINDS[data[:2]]} is truncated or corrupt')
     return _with_pillow(data, color, name) if img is None else img

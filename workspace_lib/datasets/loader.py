@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Subset, default_collate, get_worker_info
 
 from workspace_lib.datasets.decode import DecodeError
 from workspace_lib.datasets.pipeline import DeviceStage
@@ -27,7 +27,7 @@ class Loader:
     """Iterates over batches that are ready for the model; each pass is an epoch.
 
     Args:
-        dataset: a `BaseDataset`, or any data set of dicts with `img`.
+        dataset: a `BaseDataset`, a torch `Subset` of one, or any data set of dicts with `img`.
         batch_size: samples a batch, on this process.
         num_workers: processes that prepare them; 0 does it here.
         shuffle, seed: the order of an epoch depends on (seed, epoch); no seed means a random one.
@@ -45,7 +45,7 @@ class Loader:
                  channels_last: bool = False, pin_memory: bool = True, persistent_workers: bool = True,
                  **options: Any) -> None:
         self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)
-        self.device_stage: DeviceStage = getattr(dataset, 'device_stage', DeviceStage())
+        self.device_stage: DeviceStage = getattr(_whole(dataset), 'device_stage', DeviceStage())
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.seed = secrets.randbits(31) if seed is None else seed
         self._requests = _Requests(len(dataset), batch_size, shuffle, self.seed, round_up, drop_last, sampler,
@@ -70,8 +70,9 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for batch, broken in self._batches:
             for index, reason in broken.items():
-                self.dataset.broken[index] = reason
-                _log.warning('skipped broken file %d: %s', len(self.dataset.broken), reason)
+                counted = _whole(self.dataset).broken
+                counted[index] = reason
+                _log.warning('skipped broken file %d: %s', len(counted), reason)
             if isinstance(batch, Exception):
                 raise batch
             yield self._on_device(batch)
@@ -123,14 +124,23 @@ class _BatchMaker:
 
     def __getitems__(self, request: tuple[int, list[int]]) -> tuple[Batch | Exception, dict[int, str]]:
         epoch, indices = request
-        sample = getattr(self.dataset, 'sample', lambda index, seed: self.dataset[index])
-        broken = getattr(self.dataset, 'broken', {})
+        broken = getattr(_whole(self.dataset), 'broken', {})
         known = len(broken)
         try:
-            batch: Any = collate([sample(i, _mix(self.seed, epoch) << 40 | i) for i in indices])
+            batch: Any = collate([_sample(self.dataset, i, _mix(self.seed, epoch) << 40 | i) for i in indices])
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
         return batch, dict(list(broken.items())[known:])
+
+
+def _whole(dataset: Any) -> Any:
+    return _whole(dataset.dataset) if isinstance(dataset, Subset) else dataset
+
+
+def _sample(dataset: Any, index: int, seed: int) -> dict[str, Any]:
+    if isinstance(dataset, Subset):
+        return _sample(dataset.dataset, dataset.indices[index], seed)
+    return dataset.sample(index, seed) if hasattr(dataset, 'sample') else dataset[index]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> Batch:
