@@ -10,8 +10,8 @@ from typing import Any
 
 from . import text
 from .load import Loaded, check_format, load
-from .merge import merge, near_names, nested
-from .node import ConfigDict, mark, plain, wrap
+from .merge import DELETE_KEY, merge, near_names, nested
+from .node import ConfigDict, children, mark, plain, wrap
 from .origin import CODE, OVERRIDE, History, Origin
 from .placeholders import has_key
 
@@ -97,6 +97,7 @@ class Config:
         _refuse_reserved(by_level)
         before = self.to_dict()
         merged = merge(by_level, self._cfg_dict, allow_list_keys)
+        _drop_deletes(merged)
         history = History(self._history.loaded, plain(merged), (*self._history.merges, (before, by_level)))
         mark(merged, history)
         self.__dict__.update(_cfg_dict=merged, _history=history)
@@ -212,6 +213,13 @@ def _next_key(values: Any, parts: list[Any]) -> tuple[Any, int]:
             if has_key(values, key):
                 return key, length
     return None, 0
+
+
+def _drop_deletes(value: Any) -> None:
+    if isinstance(value, dict):
+        value.pop(DELETE_KEY, None)
+    for _, item in children(value):
+        _drop_deletes(item)
 
 
 def _refuse_reserved(keys: Any) -> None:

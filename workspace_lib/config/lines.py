@@ -17,8 +17,8 @@ from .tree import Each, Node, Place
 
 # Calls that only make a value. A file with any other call is run again, see `rerun`.
 _PURE = {'dict', 'list', 'tuple', 'set', 'str', 'int', 'float', 'bool', 'range', 'len', 'min', 'max', 'sum', 'round',
-         'abs', 'sorted', 'zip', 'enumerate', 'copy', 'deepcopy', 'items', 'keys', 'values', 'get', 'join', 'format', 'split',
-         'replace', 'lower', 'upper', 'getenv', 'dirname', 'basename', 'abspath'}
+         'abs', 'sorted', 'zip', 'enumerate', 'copy', 'deepcopy', 'items', 'keys', 'values', 'get', 'join', 'split',
+         'format', 'replace', 'lower', 'upper', 'getenv', 'dirname', 'basename', 'abspath'}
 _SAME_VALUE = {'list', 'tuple', 'copy', 'deepcopy'}
 
 
@@ -102,8 +102,10 @@ class YamlLines(_Lines):
 
 
 @lru_cache(maxsize=64)  # a syntax tree is some hundred times larger than its text
-def _parse(code: str) -> ast.Module:
-    return ast.parse(code)
+def _parse(code: str) -> tuple[ast.Module, bool]:
+    """The syntax tree, and whether it tells by itself all that the file does."""
+    module = ast.parse(code)
+    return module, all(map(_is_followed, module.body))
 
 
 class PythonLines(_Lines):
@@ -111,8 +113,8 @@ class PythonLines(_Lines):
 
     def read(self) -> Node:
         self.names: dict[str, Node] = {}
-        module = _parse(self.loaded.code)
-        if all(map(_is_followed, module.body)):
+        module, is_followed = _parse(self.loaded.code)
+        if is_followed:
             for statement in module.body:
                 self.follow(statement)
         else:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from .merge import DELETE_KEY, InheritError, merge, near_names
+from .merge import DELETE_KEY, InheritError, merge, near_names, strip
 from .placeholders import BaseValues, BaseVar, substitute
 
 BASE_KEY, DEPRECATION_KEY = '_base_', '_deprecation_'
@@ -56,8 +56,10 @@ def load(filename: str, text: str | None = None, file_vars: bool = True, parents
     base_values = BaseValues(filename, text, base_vars, _join(bases, filename) if bases else None)
     own = base_values.resolve(own) if base_vars else own
     loaded = Loaded(filename, text, code, bases, base_values, own, own)
-    if bases or DELETE_KEY in code:
+    if bases:
         loaded.values = _merge(loaded)
+    if DELETE_KEY in code:
+        loaded.values = strip(loaded.values)
     return loaded
 
 

@@ -21,20 +21,22 @@ class InheritError(TypeError):
 def merge(child: dict[Any, Any], base: Any, allow_list_keys: bool = False, path: Path = ()) -> Any:
     """Dictionaries merge, anything else replaces; so does a dictionary with `_delete_=True`.
 
-    With `allow_list_keys` a key of digits in `child` stands for that element of a list in `base`.
+    With `allow_list_keys` a key of digits in `child` stands for that element of a list in `base`. A `_delete_` that had
+    nothing to delete is still there afterwards.
     """
     if isinstance(base, list):
         return _merge_list(child, base, path)
     merged = base.copy()
     for key, value in child.items():
-        known = key in base
-        merged[key] = _over(value, base[key], allow_list_keys, (*path, key)) if known else strip(value)
+        merged[key] = _over(value, base[key], allow_list_keys, (*path, key)) if key in base else value
     return merged
 
 
 def _over(value: Any, base: Any, allow_list_keys: bool, path: Path) -> Any:
-    if not isinstance(value, dict) or value.get(DELETE_KEY):
-        return strip(value)
+    if not isinstance(value, dict):
+        return value
+    if value.get(DELETE_KEY):
+        return without_delete(value)
     if not isinstance(base, dict) and not (allow_list_keys and isinstance(base, list)):
         raise InheritError(
             f'{path[-1]}={value} in child config cannot inherit from base because {path[-1]} is a dict in the '
@@ -56,7 +58,7 @@ def _merge_list(child: dict[Any, Any], base: list[Any], path: Path) -> list[Any]
 
 
 def strip(value: Any) -> Any:
-    """`value` without the `_delete_` keys that have nothing to delete."""
+    """A copy without the `_delete_` keys that had nothing to delete."""
     if isinstance(value, dict):
         return {key: strip(item) for key, item in without_delete(value).items()}
     return type(value)(map(strip, value)) if type(value) in (list, tuple) else value

@@ -85,17 +85,23 @@ class ConfigDict(dict):
         return type(self), (), None, None, iter(self.items())
 
 
+_set_born: Any = ConfigDict.__dict__['_born'].__set__
+SCALARS = {str, int, float, bool, type(None)}  # most values by far: they are let through first
+
+
 def wrap(value: Any, history: Any = None, path: Path = ()) -> Any:
     """A copy with ConfigDicts for dictionaries, born in `history` at `path` unless they were born before."""
+    if type(value) in SCALARS:
+        return value
     if isinstance(value, dict):
-        node = ConfigDict()
-        born = getattr(value, '_born', None) or (history and (history, path))
-        object.__setattr__(node, '_born', born)
-        for key, item in value.items():
-            dict.__setitem__(node, key, wrap(item, history, (*path, key)))
+        node = ConfigDict.__new__(ConfigDict)
+        _set_born(node, getattr(value, '_born', None) or (history and (history, path)))
+        dict.update(node, {key: item if type(item) in SCALARS else wrap(item, history, (*path, key))
+                           for key, item in value.items()})
         return node
     if type(value) is list or type(value) is tuple:
-        return type(value)([wrap(item, history, (*path, i)) for i, item in enumerate(value)])
+        return type(value)([item if type(item) in SCALARS else wrap(item, history, (*path, i))
+                            for i, item in enumerate(value)])
     return value
 
 
@@ -111,7 +117,7 @@ def plain(value: Any) -> Any:
 def mark(value: Any, history: Any, path: Path = ()) -> None:
     """Let every ConfigDict below `value` be born in `history`, where it stands now."""
     if isinstance(value, ConfigDict):
-        object.__setattr__(value, '_born', (history, path))
+        _set_born(value, (history, path))
     for key, item in children(value):
         mark(item, history, (*path, key))
 

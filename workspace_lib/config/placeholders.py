@@ -70,6 +70,8 @@ class BaseValues:
 
     def resolve(self, value: Any) -> Any:
         """`value` with every token in it resolved, in keys too."""
+        if type(value) in (int, float, bool):
+            return value
         if isinstance(value, dict):
             return {self.resolve(key): self.resolve(item) for key, item in value.items()}
         if type(value) in (list, tuple, set, frozenset):

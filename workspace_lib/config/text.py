@@ -88,7 +88,7 @@ class _Writer:
         if not isinstance(value, dict | list | tuple) or not value or self.fits(line, value, path):
             yield line, path
             return
-        parts = _parts(value, as_dict)
+        parts = self.parts(value, path, as_dict)
         yield indent + start + parts.opening, path
         if any(isinstance(item, dict | list | tuple) for _, item in children(value)) or isinstance(value, dict):
             for i, (prefix, key, item) in enumerate(parts.items, 1):
@@ -113,10 +113,21 @@ class _Writer:
         """`value` on one line."""
         if not isinstance(value, dict | list | tuple):
             return self.scalar(value, path)
-        parts = _parts(value, as_dict)
+        parts = self.parts(value, path, as_dict)
         items = [prefix + self.flat(item, (*path, key), parts.as_dict) for prefix, key, item in parts.items]
         comma = ', ' if isinstance(value, tuple) and len(value) == 1 else ''
         return parts.opening + ', '.join(items) + comma + parts.closing
+
+    def parts(self, value: Any, path: Path, as_dict: bool) -> _Parts:
+        if not isinstance(value, dict):
+            opening, closing = '[]' if isinstance(value, list) else '()'
+            as_dict = as_dict and isinstance(value, list) and all(isinstance(item, dict) for item in value)
+            return _Parts(opening, [('', i, item) for i, item in enumerate(value)], closing, as_dict)
+        if as_dict and all(map(_is_name, value)):
+            return _Parts('dict(', [(f'{key}=', key, item) for key, item in value.items()], ')', True)
+        opening, closing = ('dict({', '})') if as_dict else ('{', '}')
+        items = [(f'{self.flat(key, (*path, key), False)}: ', key, item) for key, item in value.items()]
+        return _Parts(opening, items, closing, as_dict)
 
     def scalar(self, value: Any, path: Path) -> str:
         text = self.names.get(id(value)) or _scalar(value)
@@ -124,17 +135,6 @@ class _Writer:
             raise TypeError(f'{".".join(map(str, path))} = {value!r} cannot be written as text; use a plain value, '
                             'such as the name that a class is registered under')
         return text
-
-
-def _parts(value: Any, as_dict: bool) -> _Parts:
-    if not isinstance(value, dict):
-        opening, closing = '[]' if isinstance(value, list) else '()'
-        as_dict = as_dict and isinstance(value, list) and all(isinstance(item, dict) for item in value)
-        return _Parts(opening, [('', i, item) for i, item in enumerate(value)], closing, as_dict)
-    if as_dict and all(map(_is_name, value)):
-        return _Parts('dict(', [(f'{key}=', key, item) for key, item in value.items()], ')', True)
-    opening, closing = ('dict({', '})') if as_dict else ('{', '}')
-    return _Parts(opening, [(f'{_scalar(key)}: ', key, item) for key, item in value.items()], closing, as_dict)
 
 
 def _scalar(value: Any) -> str | None:
