@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -66,8 +66,7 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which to run a forward pass."""
-        return torch.autocast(self.device.type, dtype=self.dtype if self.enabled else torch.bfloat16,
-                              enabled=self.enabled)
+        return torch.autocast(self.device.type, self.dtype) if self.enabled else nullcontext()
 
     @property
     def enabled(self) -> bool:

@@ -132,8 +132,8 @@ class OptimizerHook(Hook):
         runner.optimizer.zero_grad()
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
-        scaler = runner.precision.scaler
-        scaler.scale(runner.outputs['loss'] / self._window(runner)).backward()
+        scaler, loss, window = runner.precision.scaler, runner.outputs['loss'], self._window(runner)
+        scaler.scale(loss / window if window > 1 else loss).backward()
         if not (self.every_n_iters(runner, self.cumulative_iters) or self.is_last_iter(runner)):
             return
         if self.grad_clip is not None:

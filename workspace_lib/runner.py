@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,6 +64,12 @@ def _rank(hook: Hook, priority: int | str) -> int:
     return PRIORITIES[priority.upper()]
 
 
+def _acts(hook: Hook, point: str) -> bool:
+    """Whether `hook` overrides the point, or the one that serves training and validation alike."""
+    points = {point, point.replace('train_', '').replace('val_', '')}
+    return any(getattr(getattr(hook, name), '__func__', None) is not getattr(Hook, name) for name in points)
+
+
 def _without(section: dict, key: str) -> dict:
     """A copy that still knows where in the config it stands."""
     rest = copy.copy(section)
@@ -107,6 +113,7 @@ class EpochBasedRunner:
         self.timestamp = time.strftime('%Y%m%d_%H%M%S')
         self.hooks: list[Hook] = []
         self._ranks: list[int] = []
+        self._calls: dict[str, list[Callable[[EpochBasedRunner], None]]] = {}
         self.log_buffer = LogBuffer()
         self.data_loader: Any = None
         self.data_batch: Any = None
@@ -121,10 +128,14 @@ class EpochBasedRunner:
         position = sum(other <= rank for other in self._ranks)
         self.hooks.insert(position, hook)
         self._ranks.insert(position, rank)
+        self._calls.clear()
 
     def call_hook(self, point: str) -> None:
-        for hook in self.hooks:
-            getattr(hook, point)(self)
+        """Call every hook that does something there; which ones is looked up once, not every step."""
+        if point not in self._calls:
+            self._calls[point] = [getattr(hook, point) for hook in self.hooks if _acts(hook, point)]
+        for call in self._calls[point]:
+            call(self)
 
     def run(self, data_loaders: Sequence[Iterable], workflow: Sequence[tuple[str, int]]) -> None:
         """Train to ``max_epochs``; ``workflow=[('train', 2), ('val', 1)]`` validates after every second epoch."""
