@@ -52,8 +52,7 @@ test-browser: venv ## open the lab in a headless Chromium and run the tour
 	@$(PY) -m pytest -q -m browser tests/browser $(ARGS)
 
 lint: venv ## ruff and mypy
-	@$(PY) -m ruff check .
-	@$(PY) -m mypy
+	@status=0; $(PY) -m ruff check . || status=1; $(PY) -m mypy || status=1; exit $$status
 
 bench: venv ## run the benchmarks that need no GPU
 	@for script in benchmarks/*.py; do \

@@ -43,6 +43,7 @@ class Server:
         self.base = f'{parts.scheme}://{parts.netloc}'
         self.token = urllib.parse.parse_qs(parts.query)['token'][0]
         self.notebook = urllib.parse.unquote(parts.path.partition('/lab/tree/')[2])
+        assert self.notebook, 'the URL opens no notebook; write one first: make notebooks'
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(
