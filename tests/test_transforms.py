@@ -153,6 +153,19 @@ def test_random_flip_in_the_results_says_what_it_did():
         assert results['flip_direction'] == 'horizontal'
 
 
+@pytest.mark.parametrize('name', ['RandomResizedCrop', 'RandomCrop'])
+def test_img_shape_is_the_shape_of_the_image(name):
+    img = PHOTOGRAPHS[0]
+    assert step(name, size=20)({'img': img, 'img_shape': img.shape})['img_shape'] == (20, 20, 3)
+
+
+@pytest.mark.parametrize('cfg', [{'type': 'Resize', 'size': [20, -1]}, {'type': 'CenterCrop', 'crop_size': [9, 8]},
+                                 {'type': 'RandomCrop', 'size': [20, 30], 'padding': [1, 2]}], ids=str)
+def test_sizes_may_be_lists(cfg):
+    as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
+    np.testing.assert_array_equal(run(img=PHOTOGRAPHS[0], **cfg), run(img=PHOTOGRAPHS[0], **as_tuples))
+
+
 def test_one_pad_value_is_for_all_channels():
     padded = run('Pad', np.zeros((2, 2, 3), np.uint8), size=(3, 3), pad_val=128)
     assert (padded[2] == 128).all() and (padded[:2, 2] == 128).all()
