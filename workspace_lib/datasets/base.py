@@ -71,6 +71,11 @@ class ArrayInfos(Infos):
         return {'img': self.images[index]}
 
 
+def class_names(name: str) -> list[str]:
+    """The list that lies beside this file."""
+    return Path(__file__).with_name(f'{name}_classes.txt').read_text(encoding='utf-8').splitlines()
+
+
 class BaseDataset(Dataset):
     """A data set for single-label classification; subclasses write `load_annotations`.
 
@@ -175,8 +180,7 @@ class BaseDataset(Dataset):
         labels = self.get_gt_labels()[wanted]
         if self.broken and len(results) == len(wanted):
             good = np.flatnonzero(~np.isin(wanted, [*self.broken])).tolist()
-            (logger or _log).warning('%d broken files are left out of this evaluation',
-                                     len(wanted) - len(good))
+            (logger or _log).warning('%d broken files are left out of this evaluation', len(wanted) - len(good))
             results, labels = [results[i] for i in good], labels[good]
         return metrics.evaluate(results, labels, metric, metric_options,
                                 class_count=None if self.CLASSES is None else len(self.CLASSES))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch.distributed as torch_dist
 
-from workspace_lib.datasets.base import ArrayInfos, BaseDataset
+from workspace_lib.datasets.base import ArrayInfos, BaseDataset, class_names
 from workspace_lib.registry import DATASETS
 
 DIGITS = ['0 - zero', '1 - one', '2 - two', '3 - three', '4 - four', '5 - five', '6 - six', '7 - seven',
@@ -88,18 +88,7 @@ class CIFAR10(BaseDataset):
 class CIFAR100(CIFAR10):
     """CIFAR-10's sister with 100 classes."""
 
-    CLASSES = ['apple', 'aquarium_fish', 'baby', 'bear', 'beaver', 'bed', 'bee', 'beetle', 'bicycle',
-               'bottle', 'bowl', 'boy', 'bridge', 'bus', 'butterfly', 'camel', 'can', 'castle',
-               'caterpillar', 'cattle', 'chair', 'chimpanzee', 'clock', 'cloud', 'cockroach', 'couch',
-               'crab', 'crocodile', 'cup', 'dinosaur', 'dolphin', 'elephant', 'flatfish', 'forest', 'fox',
-               'girl', 'hamster', 'house', 'kangaroo', 'keyboard', 'lamp', 'lawn_mower', 'leopard', 'lion',
-               'lizard', 'lobster', 'man', 'maple_tree', 'motorcycle', 'mountain', 'mouse', 'mushroom',
-               'oak_tree', 'orange', 'orchid', 'otter', 'palm_tree', 'pear', 'pickup_truck', 'pine_tree',
-               'plain', 'plate', 'poppy', 'porcupine', 'possum', 'rabbit', 'raccoon', 'ray', 'road',
-               'rocket', 'rose', 'sea', 'seal', 'shark', 'shrew', 'skunk', 'skyscraper', 'snail', 'snake',
-               'spider', 'squirrel', 'streetcar', 'sunflower', 'sweet_pepper', 'table', 'tank', 'telephone',
-               'television', 'tiger', 'tractor', 'train', 'trout', 'tulip', 'turtle', 'wardrobe', 'whale',
-               'willow_tree', 'wolf', 'woman', 'worm']
+    CLASSES = class_names('cifar100')
     torchvision_name = 'CIFAR100'
     archive = 'cifar-100-python.tar.gz'
 
@@ -152,7 +141,7 @@ def _read_idx(path: Path) -> np.ndarray:
     if len(data) - start != shape.prod():
         raise ValueError(f'{path} holds {len(data) - start:,} bytes of data, expected {shape.prod():,}; '
                          'fetch it again')
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()  # writable
 
 
 def _download(name: str, root: str, file: str, train: bool = True) -> Any:

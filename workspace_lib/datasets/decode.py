@@ -25,8 +25,7 @@ class DecodeError(ValueError):
     """An image file that cannot be decoded; the message names the file and the reason."""
 
 
-def decode(source: bytes | str | PathLike[str], color: str = 'color',
-           backend: str | None = None) -> np.ndarray:
+def decode(source: bytes | str | PathLike[str], color: str = 'color', backend: str | None = None) -> np.ndarray:
     """Decode one image.
 
     Args:

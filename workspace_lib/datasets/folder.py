@@ -4,12 +4,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workspace_lib.datasets.base import BaseDataset, FileInfos
+from workspace_lib.datasets.base import BaseDataset, FileInfos, class_names
 from workspace_lib.datasets.formatting import check_file_client
 from workspace_lib.registry import DATASETS
 
@@ -84,8 +83,7 @@ class CustomDataset(BaseDataset):
             raise FileNotFoundError(f'{type(self).__name__}: no image ({known}) in the {len(folders)} class '
                                     f'folders of {root}; set data_prefix, extensions or ann_file')
         if empty := [folders[label] for label in sorted({*range(len(folders))} - {*infos.labels.tolist()})]:
-            warnings.warn(f'no image ({known}) in these class folders of {root}: {", ".join(empty)}',
-                          stacklevel=2)
+            warnings.warn(f'no image ({known}) in these class folders of {root}: {", ".join(empty)}', stacklevel=2)
         return infos
 
     def _images(self, folder: str) -> list[str]:
@@ -102,7 +100,7 @@ class CustomDataset(BaseDataset):
 class ImageNet(CustomDataset):
     """ILSVRC2012: 1,000 classes, in class folders (train) or with `ann_file` (val)."""
 
-    CLASSES = Path(__file__).with_name('imagenet_classes.txt').read_text(encoding='utf-8').splitlines()
+    CLASSES = class_names('imagenet')
 
     def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (), classes: str | Sequence[str] | None = None,
                  ann_file: str | None = None, test_mode: bool = False,

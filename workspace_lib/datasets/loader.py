@@ -50,6 +50,7 @@ class Loader:
         self.seed = secrets.randbits(31) if seed is None else seed
         self._requests = _Requests(len(dataset), batch_size, shuffle, self.seed, round_up, drop_last, sampler,
                                    rank, world_size)
+        self._told: set[int] = set()
         if num_workers == 0:
             options.pop('prefetch_factor', None)
         maker: Any = _BatchMaker(dataset, self.seed)
@@ -69,10 +70,10 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, broken in self._batches:
-            for index, reason in broken.items():
-                counted = _whole(self.dataset).broken
-                counted[index] = reason
-                _log.warning('skipped broken file %d: %s', len(counted), reason)
+            for index in broken.keys() - self._told:  # each worker finds a file anew
+                self._told.add(index)
+                _whole(self.dataset).broken[index] = broken[index]
+                _log.warning('skipped broken file %d: %s', len(self._told), broken[index])
             if isinstance(batch, Exception):
                 raise batch
             yield self._on_device(batch)
