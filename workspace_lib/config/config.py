@@ -62,7 +62,7 @@ class Config:
         cfg = cls.__new__(cls)
         cfg.__setstate__((loaded.values, filename, loaded.full_text(), History(loaded, loaded.values)))
         if import_custom_modules and cfg.get('custom_imports'):
-            _import_custom(cfg.custom_imports, where(cfg, 'custom_imports'))
+            _import_custom(cfg)
         return cfg
 
     @property
@@ -228,21 +228,21 @@ def _refuse_reserved(keys: Any) -> None:
             raise KeyError(f'{key} is reserved for config file')
 
 
-def _import_custom(custom_imports: Any, place: str) -> None:
-    known = {'imports', 'allow_failed_imports'}
-    if not isinstance(custom_imports, dict) or not known.issuperset(custom_imports):
-        raise TypeError(f'custom_imports must be dict(imports=[...], allow_failed_imports=False), '
-                        f'but got {custom_imports!r} ({place})')
-    names = custom_imports.get('imports') or []
+def _import_custom(cfg: Config) -> None:
+    wanted, known = cfg.custom_imports, {'imports', 'allow_failed_imports'}
+    if not isinstance(wanted, dict) or not known.issuperset(wanted):
+        raise TypeError('custom_imports must be dict(imports=[...], allow_failed_imports=False), '
+                        f'but got {wanted!r} ({where(cfg, "custom_imports")})')
+    names = wanted.get('imports') or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list):
-        raise TypeError(f'custom_imports must be a list but got type {type(names)} ({place})')
+        raise TypeError(f'custom_imports must be a list but got type {type(names)} ({where(wanted, "imports")})')
     for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f'{name} is of type {type(name)} and cannot be imported ({where(wanted, "imports")})')
         try:
             import_module(name)
         except ImportError as error:
-            if not custom_imports.get('allow_failed_imports'):
-                raise ImportError(f'cannot import {name!r}: {error} ({place})', name=name) from error
+            if not wanted.get('allow_failed_imports'):
+                raise ImportError(f'cannot import {name!r}: {error} ({where(wanted, "imports")})') from error
             warnings.warn(f'{name} failed to import and is ignored.', UserWarning, stacklevel=4)
-        except AttributeError as error:  # import_module(3)
-            raise TypeError(f'{name} is of type {type(name)} and cannot be imported ({place})') from error

@@ -35,15 +35,13 @@ class DictAction(argparse.Action):
     def _parse_iterable(text: str) -> Any:
         """'1,a' -> [1, 'a'], '(1,[2,x])' -> (1, [2, 'x']), '1e-3' -> 0.001; without spaces and outer quotes."""
         text = text.strip('\'"').replace(' ', '')
+        in_brackets = text[:1] + text[-1:] in ('()', '[]') and _closes_last(text)
+        if not in_brackets and ',' not in text:
+            return DictAction._parse_int_float_bool(text)
         if text.count('(') != text.count(')') or text.count('[') != text.count(']'):
             raise AssertionError(f'Imbalanced brackets exist in {text}')
-        parts, bracket = list(_split(text)), ''
-        if len(parts) == 1 and text[:1] + text[-1:] in ('()', '[]') and _closes_last(text):
-            bracket, parts = text[0], list(_split(text[1:-1]))
-        elif len(parts) < 2 and not text.endswith(','):
-            return DictAction._parse_int_float_bool(text)
-        items = [DictAction._parse_iterable(part) for part in parts]
-        return tuple(items) if bracket == '(' else items
+        items = [DictAction._parse_iterable(part) for part in _split(text[1:-1] if in_brackets else text)]
+        return tuple(items) if in_brackets and text[0] == '(' else items
 
 
 def _depths(text: str) -> Iterator[tuple[str, int]]:

@@ -20,8 +20,10 @@ def rerun(module: ast.Module, lines: PythonLines) -> None:
     watch = _Watch(lines, statements)
     try:
         run_python(lines.loaded.filename, probed, len(lines.loaded.base_values.keys), __probe__=watch.after)
-    except Exception:  # it ran when it was loaded, but not now: the lines found so far are true
-        return
+    except Exception:  # it ran when it was loaded, but not now: what the text tells is the best there is
+        lines.names.clear()
+        for statement in module.body:
+            lines.follow(statement)
 
 
 def _probed(block: list[Any], statements: list[ast.stmt]) -> list[Any]:
@@ -85,11 +87,19 @@ class _Watch:
         lines = _lines_in(statement)
 
         def node_for(key: Any, value: Any, old: Node | None = None) -> Node:
+            if isinstance(statement, ast.Assign) and _sets_item(statement.targets[0], key):
+                return self.lines.value(statement.value).at(self.lines.place(statement.lineno), old)
             items = {k: node_for(k, item) for k, item in children(value)} or None
             hints = [(key, repr(value)), (key,)] if isinstance(key, str) else [(None, repr(value))]
             line = next((lines[hint] for hint in hints if hint in lines), statement.lineno)
             return Node(self.lines.place(line), items, old=old, replaces=True)
         return node_for
+
+
+def _sets_item(target: ast.expr, key: Any) -> bool:
+    """Whether a target is `something[key]`."""
+    return (isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant)
+            and target.slice.value == key)
 
 
 def _lines_in(statement: ast.stmt) -> dict[tuple[Any, ...], int]:
