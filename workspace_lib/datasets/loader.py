@@ -104,7 +104,7 @@ class _Requests:
             return list(self.sampler)
         order = np.arange(self.length)
         if self.shuffle:
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+            generator = torch.Generator().manual_seed(_mix(self.seed, epoch) % 2**63)
             order = torch.randperm(self.length, generator=generator).numpy()
         return np.resize(order, self.total)[self.rank::self.world_size].tolist()
 
