@@ -17,7 +17,7 @@ from typing import Any
 
 import jupytext
 import nbformat
-from jupyter_client import AsyncKernelManager
+from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -53,14 +53,17 @@ def execute(notebook: Any, folder: Path) -> None:
         NotebookError: a cell raised an exception that it does not announce (tag ``raises-exception``).
     """
     # No folder of kernel specifications: a "python3" that belongs to another installation cannot come in.
-    manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), kernel_name='python3')
+    manager = KernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), kernel_name='python3')
     client = NotebookClient(notebook, km=manager, timeout=CELL_SECONDS, record_timing=False,
-                            coalesce_streams=True, store_widget_state=False,
+                            coalesce_streams=True, store_widget_state=False, extra_arguments=['--log-level=40'],
                             resources={'metadata': {'path': str(folder)}})
     try:
         client.execute()
     except CellExecutionError as error:
         raise NotebookError(f'a cell failed:\n{strip_escapes(str(error))}') from None
+    finally:
+        if manager.has_kernel:
+            manager.shutdown_kernel(now=True)
     for cell in notebook.cells:
         cell.metadata.pop('execution', None)
         for output in cell.get('outputs', []):
