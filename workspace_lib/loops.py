@@ -58,8 +58,7 @@ def _show(model: Any, dataset: Any, result: list[np.ndarray], first: int, show: 
         label = int(np.argmax(scores))
         shown = dict(pred_class=model.CLASSES[label], pred_label=label, pred_score=float(scores[label]))
         out_file = Path(out_dir) / (name if name.suffix else f'{name}.png') if out_dir else None
-        image = dataset.data_infos[index].get('img')
-        model.show_result(dataset.filename(index) if image is None else image, shown, show=show,
+        model.show_result(dataset.load_image(index), shown, show=show,
                           out_file=str(out_file) if out_file else None, **show_kwargs)
 
 
