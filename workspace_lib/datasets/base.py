@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from workspace_lib import metrics
-from workspace_lib.datasets.decode import DecodeError, decode
-from workspace_lib.datasets.formatting import image_path
-from workspace_lib.datasets.pipeline import DeviceStage, Pipeline
+from .. import metrics
+from .decode import DecodeError, decode
+from .formatting import image_path
+from .pipeline import DeviceStage, Pipeline
 
 _log = logging.getLogger(__name__)
 MAX_BROKEN_RUN = 32  # more broken files in a row than that, and the data set itself is at fault

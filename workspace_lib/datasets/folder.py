@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from workspace_lib.datasets.base import BaseDataset, FileInfos, class_names
-from workspace_lib.datasets.formatting import check_file_client
-from workspace_lib.registry import DATASETS
+from .base import BaseDataset, FileInfos, class_names
+from .formatting import check_file_client
+from ..registry import DATASETS
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from workspace_lib.datasets.decode import BACKENDS, FLAGS, decode
-from workspace_lib.datasets.transforms import Step, check_known
-from workspace_lib.registry import PIPELINES
+from .decode import BACKENDS, FLAGS, decode
+from .transforms import Step, check_known
+from ..registry import PIPELINES
 
 
 @PIPELINES.register_module()

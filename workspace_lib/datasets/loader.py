@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate, get_worker_info
 
-from workspace_lib.datasets.decode import DecodeError
-from workspace_lib.datasets.pipeline import DeviceStage
+from .decode import DecodeError
+from .pipeline import DeviceStage
 
 _log = logging.getLogger(__name__)
 Batch = dict[str, Any]

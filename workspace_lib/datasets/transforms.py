@@ -12,7 +12,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
-from workspace_lib.registry import PIPELINES
+from ..registry import PIPELINES
 
 GLOBAL_RNG = cast(random.Random, random)  # the module draws as an instance does, and `random.seed` seeds it
 CV2_FILTERS = {'nearest': cv2.INTER_NEAREST, 'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC,

@@ -1,5 +1,5 @@
 """Config to model. There is one registry; its names say which part is expected where."""
-from workspace_lib.registry import BACKBONES, CLASSIFIERS, HEADS, LOSSES, NECKS
+from ..registry import BACKBONES, CLASSIFIERS, HEADS, LOSSES, NECKS
 
 build_backbone = BACKBONES.build
 build_neck = NECKS.build
