@@ -1,5 +1,6 @@
 """Data sets, pipelines and the loader; importing this registers them all."""
 
+from ..registry import DATASETS, PIPELINES, SAMPLERS
 from .base import BaseDataset
 from .builder import build_dataloader, build_dataset
 from .builtin import CIFAR10, CIFAR100, MNIST, FashionMNIST, MNIST5k
@@ -8,7 +9,6 @@ from .folder import CustomDataset, ImageNet
 from .loader import Loader
 from .pipeline import DeviceStage, Pipeline
 from .transforms import ImageStep
-from ..registry import DATASETS, PIPELINES, SAMPLERS
 
 __all__ = ['CIFAR10', 'CIFAR100', 'DATASETS', 'MNIST', 'PIPELINES', 'SAMPLERS', 'BaseDataset',
            'CustomDataset', 'DecodeError', 'DeviceStage', 'FashionMNIST', 'ImageNet', 'ImageStep', 'Loader',

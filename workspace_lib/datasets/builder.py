@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
-from .loader import Loader
 from ..registry import DATASETS, SAMPLERS, build_from_cfg
+from .loader import Loader
 
 DATALOADER_OPTIONS = ('prefetch_factor', 'timeout', 'multiprocessing_context', 'in_order')
 

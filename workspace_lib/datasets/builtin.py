@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch.distributed as torch_dist
 
-from .base import ArrayInfos, BaseDataset, class_names
 from ..registry import DATASETS
+from .base import ArrayInfos, BaseDataset, class_names
 
 DIGITS = ['0 - zero', '1 - one', '2 - two', '3 - three', '4 - four', '5 - five', '6 - six', '7 - seven',
           '8 - eight', '9 - nine']

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..registry import DATASETS
 from .base import BaseDataset, FileInfos, class_names
 from .formatting import check_file_client
-from ..registry import DATASETS
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..registry import PIPELINES
 from .decode import BACKENDS, FLAGS, decode
 from .transforms import Step, check_known
-from ..registry import PIPELINES
 
 
 @PIPELINES.register_module()

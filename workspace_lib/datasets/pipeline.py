@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..registry import PIPELINES, build_from_cfg
 from .formatting import Collect, LoadImageFromFile, ToTensor, image_path
 from .transforms import GLOBAL_RNG, ImageStep, Normalize
-from ..registry import PIPELINES, build_from_cfg
 
 _log = logging.getLogger(__name__)
 _UINT8 = np.dtype(np.uint8)
