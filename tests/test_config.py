@@ -68,6 +68,12 @@ def test_formats(write):
     assert Config.fromfile('c.yml').a is True
 
 
+def test_line_ends_of_windows(write):
+    (write() / 'c.py').write_bytes('a = """x\r\ny"""\r\nb = "é"\r\n'.encode())
+    cfg = Config.fromfile('c.py')
+    assert cfg.a == 'x\ny' and cfg.b == 'é' and '\r' not in cfg.text
+
+
 def test_filename_and_text(write):
     folder = write(a='x = 1\n', b="_base_ = 'a.py'\n", c="_base_ = ['b.py']\ny = 2\n")
     cfg = Config.fromfile('c.py')
@@ -100,6 +106,9 @@ def test_file_errors(write):
     with pytest.raises(SyntaxError, match=r'There are syntax errors in config file .*s.py: .*\(s.py, line 2\)'):
         Config.fromfile('s.py')
     assert Config.fromfile('e.yaml').to_dict() == {}
+    Path('d.py').mkdir()
+    with pytest.raises(FileNotFoundError, match='d.py" does not exist'):
+        Config.fromfile('d.py')
 
 
 def test_missing_file_names_near_files_and_who_asked(write):

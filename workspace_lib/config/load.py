@@ -79,15 +79,23 @@ def _refuse_circle(filename: str, parents: Parents) -> None:
 
 
 def _read(filename: str, parents: Parents) -> str:
-    asked = ''
-    if parents:
-        path, text = parents[-1]
-        asked = f' (named in `{BASE_KEY}`, {path}:{line_of(text, os.path.basename(filename), BASE_KEY)})'
-    if not os.path.isfile(filename):
-        raise FileNotFoundError(f'file "{filename}" does not exist{asked}{_near_files(filename)}')
-    check_format(os.path.splitext(filename)[1], f' Got {filename}{asked}')
-    with open(filename, encoding='utf-8') as file:
-        return file.read()
+    try:
+        with open(filename, 'rb', buffering=0) as file:  # twice as fast as a text file
+            content = file.read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        message = f'file "{filename}" does not exist{_asked_by(filename, parents)}{_near_files(filename)}'
+        raise FileNotFoundError(message) from None
+    if not filename.endswith(FORMATS):
+        check_format(os.path.splitext(filename)[1], f' Got {filename}{_asked_by(filename, parents)}')
+    text = content.decode()
+    return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
+
+
+def _asked_by(filename: str, parents: Parents) -> str:
+    if not parents:
+        return ''
+    path, text = parents[-1]
+    return f' (named in `{BASE_KEY}`, {path}:{line_of(text, os.path.basename(filename), BASE_KEY)})'
 
 
 def _near_files(filename: str) -> str:

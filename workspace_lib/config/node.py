@@ -85,7 +85,7 @@ class ConfigDict(dict):
         return type(self), (), None, None, iter(self.items())
 
 
-_set_born: Any = ConfigDict.__dict__['_born'].__set__
+_set_item, _set_born = dict.__setitem__, ConfigDict.__dict__['_born'].__set__
 SCALARS = {str, int, float, bool, type(None)}  # most values by far: they are let through first
 
 
@@ -95,9 +95,10 @@ def wrap(value: Any, history: Any = None, path: Path = ()) -> Any:
         return value
     if isinstance(value, dict):
         node = ConfigDict.__new__(ConfigDict)
-        _set_born(node, getattr(value, '_born', None) or (history and (history, path)))
-        dict.update(node, {key: item if type(item) in SCALARS else wrap(item, history, (*path, key))
-                           for key, item in value.items()})
+        born = None if type(value) is dict else getattr(value, '_born', None)
+        _set_born(node, born or (history and (history, path)))
+        for key, item in value.items():
+            _set_item(node, key, item if type(item) in SCALARS else wrap(item, history, (*path, key)))
         return node
     if type(value) is list or type(value) is tuple:
         return type(value)([item if type(item) in SCALARS else wrap(item, history, (*path, i))

@@ -39,17 +39,14 @@ class History:
 
     def __init__(self, loaded: Loaded | None, values: dict[Any, Any], merges: tuple[Any, ...] = ()):
         self.loaded, self.values, self.merges = loaded, values, merges
-        self._root: Node | None = None
+        self._steps: dict[Path, tuple[Node, Node | None, Any]] = {}
 
     def origin(self, path: Path, value: Any, made_in_code: bool = False) -> Origin:
         """Origin of `value`, which stands at `path` now; what was not there after loading was set in code."""
-        node, old, loaded = self.root(), None, self.values
-        for key in path:
-            if not has_key(loaded, key):
-                return Origin(CODE, 0)
-            above = node.old if node.replaces else old
-            old = above.known_item(key) if above else None
-            node, loaded = node.item(key), loaded[key]
+        step = self._step(path)
+        if step is None:
+            return Origin(CODE, 0)
+        node, old, loaded = step
         alias = [place for place in dict.fromkeys(node.alias) if place != node.place]
         origin = Origin(*node.place, alias, _overridden(node.old or old))
         if made_in_code or not _kept(loaded, value):
@@ -58,21 +55,34 @@ class History:
 
     def length(self, path: Path) -> int:
         """How many items stood at `path` after loading."""
-        loaded: Any = self.values
-        for key in path:
-            loaded = loaded[key] if has_key(loaded, key) else None
-        return len(list(children(loaded)))
+        step = self._step(path)
+        return len(step[2]) if step and isinstance(step[2], dict | list | tuple) else -1
 
-    def root(self) -> Node:
-        if self._root is None:
-            node = merged_node(self.loaded) if self.loaded else Node((CODE, 0))
-            values = self.loaded.values if self.loaded else self.values
-            for before, options in self.merges:
-                node = changed(node, values, before, _code_node)
-                node = merge_nodes(options, Node((OVERRIDE, 0)), before, node)
-                values = merge(options, before, allow_list_keys=True)
-            self._root = node
-        return self._root
+    def _step(self, path: Path) -> tuple[Node, Node | None, Any] | None:
+        """Node, overridden node and value at `path` after loading; None if there was nothing."""
+        if not path and not self._steps:
+            self._steps[()] = self._root(), None, self.values
+        if path in self._steps:
+            return self._steps[path]
+        step = self._step(path[:-1])
+        if step is None or not has_key(step[2], path[-1]):
+            return None
+        node, old, loaded = step
+        above = node.old if node.replaces else old
+        old = above.known_item(path[-1]) if above else None
+        step = node.item(path[-1]), old, loaded[path[-1]]
+        if type(step[2]) in (dict, list, tuple):
+            self._steps[path] = step
+        return step
+
+    def _root(self) -> Node:
+        node = merged_node(self.loaded) if self.loaded else Node((CODE, 0))
+        values = self.loaded.values if self.loaded else self.values
+        for before, options in self.merges:
+            node = changed(node, values, before, _code_node)
+            node = merge_nodes(options, Node((OVERRIDE, 0)), before, node)
+            values = merge(options, before, allow_list_keys=True)
+        return node
 
 
 def _overridden(node: Node | None) -> list[Origin]:

@@ -70,14 +70,12 @@ class BaseValues:
 
     def resolve(self, value: Any) -> Any:
         """`value` with every token in it resolved, in keys too."""
-        if type(value) in (int, float, bool):
-            return value
         if isinstance(value, dict):
             return {self.resolve(key): self.resolve(item) for key, item in value.items()}
         if type(value) in (list, tuple, set, frozenset):
-            return type(value)(map(self.resolve, value))
-        text = value.token if isinstance(value, BaseVar) else value
-        match = _TOKEN.search(text) if isinstance(text, str) else None
+            return type(value)([self.resolve(item) for item in value])
+        text = value.token if type(value) is BaseVar else value
+        match = _TOKEN.search(text) if isinstance(text, str) and '__base_var_' in text else None
         if match is None or int(match[1]) >= len(self.keys):
             return value
         if match[0] != text:
