@@ -23,7 +23,7 @@ class FakeHost(Host):
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
-        self.uid = 1000
+        self.uid = self.gid = 1000
         self.environ: dict[str, str] = {'USER': 'ada'}
         self.commands: dict[str, tuple[int, str]] = {}
         self.files: dict[str, str] = {}

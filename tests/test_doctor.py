@@ -219,7 +219,8 @@ class TestHandover:
             'OCI runtime create failed: runc create failed: unable to start container process: error during '
             'container init: error running prestart hook #0: exit status 1, stdout: , stderr: Auto-detected mode '
             "as 'legacy'\n"
-            'nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0, please update your driver to a newer version, or use an earlier cuda container: unknown'))
+            'nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0, please update '
+            'your driver to a newer version, or use an earlier cuda container: unknown'))
         found = only_fault(host)
         assert (found.symptom, found.status) == ('cuda-too-new', 24)
         assert 'CUDA 13.0' in found.cause
@@ -312,6 +313,14 @@ class TestFilesAndDisks:
         found = only_fault(host)
         assert found.symptom == 'mount-permission'
         assert f'sudo chown -R "1000:$(id -g)" {tmp_path}/work_dirs' in found.way_out
+
+    def test_a_person_other_than_the_owner_was_set(self, host, tmp_path):
+        host.environ['LAB_UID'] = '12345'
+        assert f'{tmp_path} belongs to uid 1000, the lab is 12345' in [finding.said for finding in look(host)]
+
+    def test_the_lab_as_root(self, host):
+        host.environ['LAB_UID'] = '0'
+        assert only_fault(host).symptom == 'settings'
 
     def test_read_only_data_may_belong_to_others(self, host, tmp_path):
         host.owners['/data/imagenet'] = Owner(0, 0, 0o755, True)
@@ -443,7 +452,8 @@ class TestCommandLine:
         (tmp_path / '.env').write_text('# mine\nTORCH_CUDA_ARCH_LIST=6.1;7.5')
         assert self.call(host, '--fix') == 0
         assert (tmp_path / '.env').read_text() == (
-            '# mine\nTORCH_CUDA_ARCH_LIST=6.1;7.5\nBASE_IMAGE=pytorch/pytorch:2.14.0-cuda12.6-cudnn9-devel\n')
+            '# mine\nTORCH_CUDA_ARCH_LIST=6.1;7.5\nLAB_UID=1000\nLAB_GID=1000\n'
+            'BASE_IMAGE=pytorch/pytorch:2.14.0-cuda12.6-cudnn9-devel\n')
         assert (tmp_path / '.env').stat().st_mode & 0o777 == 0o600
         assert (tmp_path / 'work_dirs').is_dir()
 

@@ -71,6 +71,12 @@ MESSAGES = [
     ('mount-permission', "PermissionError: [Errno 13] Permission denied: '/workspace/work_dirs/lenet5'"),
     ('mount-permission', "mkdir: cannot create directory '/workspace/work_dirs/x': Permission denied"),
     ('settings', 'error while interpolating services.lab.image: required variable BASE_IMAGE is missing a value'),
+    ('settings', 'entrypoint: the lab does not run as root; set LAB_UID and LAB_GID in .env'),
+    ('mount-permission', 'entrypoint: cannot make the home folder /home/1000: the volume below /home belongs to '
+                         'another user'),
+    ('token-empty', 'entrypoint: the token is empty, which would let anyone in; delete .lab/token and call make up'),
+    ('dataset-empty', 'Error response from daemon: invalid mount config for type "bind": bind source path does not '
+                      'exist: /data/imagenet'),
     ('torch-cpu', 'AssertionError: Torch not compiled with CUDA enabled'),
     ('no-gpu', 'No devices were found'),
 ]
@@ -83,8 +89,8 @@ def test_message(key, message):
 
 def test_every_row_of_the_design_is_met():
     rows = {'docker-permission', 'driver-unreachable', 'driver-mismatch', 'toolkit-missing', 'cuda-too-new',
-            'nvml-unknown', 'gpu-architecture', 'shm', 'port-taken', 'other-jupyter', 'mount-permission', 'dataset-empty', 'disk-full',
-            'rlimit'}
+            'nvml-unknown', 'gpu-architecture', 'shm', 'port-taken', 'other-jupyter', 'mount-permission', 'dataset-empty',
+            'disk-full', 'rlimit'}
     assert rows <= {key for key, _ in MESSAGES}
 
 

@@ -137,16 +137,15 @@ def mounts(facts: Facts, lane: str) -> list[tuple[str, str, bool]]:
 def check_mounts(facts: Facts, lane: str) -> Iterator[Finding]:
     folders = [source for source, _, writable in mounts(facts, lane) if writable]
     folders += [facts.path(name) for name in ('work_dirs', '.lab')]
-    strangers = []
-    for folder in dict.fromkeys(folders):
-        owner = facts.host.owner(folder)
-        if owner and owner.uid != facts.host.uid and facts.host.uid != 0:
-            strangers.append((folder, owner))
-    for folder, owner in strangers:
-        by_root = ' (root: made by Docker or through sudo)' if owner.uid == 0 else ''
-        yield fault('mount-permission',
-            f'{folder} belongs to uid {owner.uid}{by_root}, you are {facts.host.uid}',
-                    path=folder, uid=facts.host.uid, gid='$(id -g)')
+    me = facts.uid_inside if lane != 'local' else facts.host.uid
+    if me == 0 and lane != 'local' and 'LAB_UID' in facts.settings:
+        yield fault('settings', 'LAB_UID=0: the lab does not run as root', way_out=[
+            'in .env: LAB_UID and LAB_GID of a person (id -u; id -g), then: make up'])
+    owners = {folder: facts.host.owner(folder) for folder in dict.fromkeys(folders)}
+    strangers = {folder: owner.uid for folder, owner in owners.items() if owner and me not in (owner.uid, 0)}
+    for folder, uid in strangers.items():
+        by_root = ' (root: made by Docker or through sudo)' if uid == 0 else ''
+        yield fault('mount-permission', f'{folder} belongs to uid {uid}{by_root}, the lab is {me}', path=folder, uid=me)
     if not strangers:
         yield ok('the folders that are written to are yours')
 
@@ -243,7 +242,7 @@ def _needed_in_checkout(facts: Facts, lane: str) -> int:
 def _needed_by_docker(facts: Facts, lane: str) -> int:
     image = facts.service(lane).get('image')
     built = image and facts.host.run('docker', 'image', 'inspect', '--format', '{{.Id}}', image).ok
-    return 1 if built or running(facts, lane) else NEEDED[lane]
+    return 1 if built or running(facts) else NEEDED[lane]
 
 
 def check_python(facts: Facts, lane: str) -> Iterator[Finding]:

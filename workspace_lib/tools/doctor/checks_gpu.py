@@ -155,8 +155,8 @@ def check_handover(facts: Facts, lane: str) -> Iterator[Finding]:
     """The proof: nvidia-smi in the running lab, or in a container of the lab's image that lives for a second."""
     if facts.docker.error or facts.driver.error:
         return
-    name, host = facts.container(lane), facts.host
-    if running(facts, lane):
+    name, host = facts.container, facts.host
+    if running(facts):
         said = host.run('docker', 'exec', name, 'nvidia-smi', '-L', seconds=60)
         if not said.ok:
             yield fault_from_text(said.text, 'nvml-unknown', f'nvidia-smi fails inside {name}', name=name)
@@ -175,8 +175,8 @@ def check_handover(facts: Facts, lane: str) -> Iterator[Finding]:
         said.text, 'toolkit-missing', 'a container cannot have the GPU', driver=facts.driver.version)
 
 
-def running(facts: Facts, lane: str) -> bool:
-    name = facts.container(lane)
+def running(facts: Facts) -> bool:
+    name = facts.container
     said = facts.host.run('docker', 'ps', '--filter', f'name=^/?{name}$', '--filter', 'status=running',
                           '--format', '{{.Names}}')
     return said.ok and said.text == name

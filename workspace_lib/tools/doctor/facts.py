@@ -146,7 +146,7 @@ class Facts:
         if not self.compose_version.ok or self.host.read(self.path('docker-compose.yml')) is None:
             return {}, ''
         said = self.host.run('docker', 'compose', '--project-directory', self.root, '--file',
-                             self.path('docker-compose.yml'), '--profile', '*', 'config', '--format', 'json')
+                             self.path('docker-compose.yml'), '--profile', 'cpu', 'config', '--format', 'json')
         try:
             return json.loads(said.text[said.text.index('{'):]), ''
         except ValueError:
@@ -155,8 +155,16 @@ class Facts:
     def service(self, lane: str) -> dict[str, Any]:
         return self.compose[0].get('services', {}).get('lab' if lane == 'gpu' else 'lab-cpu', {})
 
-    def container(self, lane: str) -> str:
-        return self.service(lane).get('container_name') or self.settings.get('LAB_NAME') or 'workspace-lab'
+    @property
+    def container(self) -> str:
+        """``make up`` gives the container this one name in either lane."""
+        return self.settings.get('LAB_NAME') or 'workspace-lab'
+
+    @property
+    def uid_inside(self) -> int:
+        """Of the lab's user in the container: LAB_UID of .env, else the caller's."""
+        wanted = self.settings.get('LAB_UID', '')
+        return int(wanted) if wanted.isdigit() else self.host.uid
 
     # --- settings -------------------------------------------------------------------------------------
 
@@ -176,7 +184,8 @@ class Facts:
         return self.path(self.settings.get('DATASET_DIR') or 'datasets')
 
 
-KNOWN_SETTINGS = ('BASE_IMAGE', 'TORCH_CUDA_ARCH_LIST', 'JUPYTER_PORT', 'SHM_SIZE', 'LAB_NAME', 'DATASET_DIR')
+KNOWN_SETTINGS = ('BASE_IMAGE', 'TORCH_CUDA_ARCH_LIST', 'JUPYTER_PORT', 'SHM_SIZE', 'LAB_NAME', 'LAB_UID',
+                  'DATASET_DIR')
 
 
 def parse_env(text: str) -> dict[str, str]:

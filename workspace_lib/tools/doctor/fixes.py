@@ -30,7 +30,7 @@ def _folders(facts: Facts, lane: str) -> Iterator[str]:
 
 
 def _keys(facts: Facts, lane: str) -> Iterator[str]:
-    wanted = recommended_settings(facts) if lane == 'gpu' else {}
+    wanted = recommended_settings(facts, lane)
     file = facts.path('.env')
     text = facts.host.read(file) or ''
     missing = {key: value for key, value in wanted.items() if key not in parse_env(text)}
@@ -43,14 +43,16 @@ def _keys(facts: Facts, lane: str) -> Iterator[str]:
         yield f'.env: {key}={value}'
 
 
-def recommended_settings(facts: Facts) -> dict[str, str]:
-    """BASE_IMAGE and TORCH_CUDA_ARCH_LIST for this host's driver and card; {} where these cannot be read."""
-    driver = facts.driver
-    image = None if driver.error else choose_base_image(driver).image
+def recommended_settings(facts: Facts, lane: str) -> dict[str, str]:
+    """What .env should say on this host: whose uid the lab runs as; for a GPU its base image and architecture."""
+    settings: dict[str, str] = {}
+    if lane != 'local' and facts.host.uid:
+        settings = {'LAB_UID': str(facts.host.uid), 'LAB_GID': str(facts.host.gid)}
+    image = choose_base_image(facts.driver).image if lane == 'gpu' and not facts.driver.error else None
     if not image:
-        return {}
-    archs = arch_list(driver.gpus)
-    return {'BASE_IMAGE': image, **({'TORCH_CUDA_ARCH_LIST': archs} if archs else {})}
+        return settings
+    archs = arch_list(facts.driver.gpus)
+    return {**settings, 'BASE_IMAGE': image, **({'TORCH_CUDA_ARCH_LIST': archs} if archs else {})}
 
 
 def _modes(facts: Facts) -> Iterator[str]:
@@ -64,4 +66,4 @@ def _modes(facts: Facts) -> Iterator[str]:
 def _give_back(facts: Facts, path: str) -> None:
     """Called through sudo: what is made belongs to the person, not to root."""
     if os.geteuid() == 0 and facts.host.uid:
-        os.chown(path, facts.host.uid, int(facts.host.environ.get('SUDO_GID', -1)))
+        os.chown(path, facts.host.uid, facts.host.gid)

@@ -54,6 +54,7 @@ class Host:
         self.environ = dict(os.environ)
         # Through sudo the person is the one who called it: files must be theirs.
         self.uid = int(self.environ.get('SUDO_UID') or os.getuid())
+        self.gid = int(self.environ.get('SUDO_GID') or os.getgid())
 
     def run(self, *command: str, seconds: float = 20) -> Result:
         try:

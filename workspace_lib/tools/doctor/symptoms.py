@@ -179,7 +179,7 @@ SYMPTOMS = (
     Symptom('dataset-empty', 34, 'the data folder is empty', (
         r"(no such file or directory|not found|is empty|found no).*['\"]?/dataset",
         r"/dataset\S*.*(no such file or directory|not found|is empty|does not exist)",
-        r'found no (valid file|classes|class folders)'),
+        r'bind source path does not exist: (?P<path>\S+)', r'found no (valid file|classes|class folders)'),
         'What is mounted at /dataset is empty: the data disk is not mounted on the host (then the folder '
         'below it, on the root disk, is shown), or DATASET_DIR names another folder.',
         ('findmnt -T {path}                       # which disk the folder is on; "/" means: not on the data '
@@ -204,7 +204,8 @@ SYMPTOMS = (
     Symptom('mount-permission', 37, 'a mounted folder belongs to someone else', (
         r"permissionerror: \[errno 13\] permission denied: '(?P<path>[^']+)'",
         r"cannot (create|open|touch|remove|access)\b.*['‘](?P<path>/[^'’]+)['’].*permission denied",
-        r'\b(?P<path>/(workspace|home|dataset|work_dirs)\S*?)[\'":]* permission denied', r'EACCES: permission denied'),
+        r'\b(?P<path>/(workspace|home|dataset|work_dirs)\S*?)[\'":]* permission denied', r'EACCES: permission denied',
+        r'cannot (read|make the home folder) (?P<path>/\S+?):'),
         'The owner of {path} is not the user inside: made by root (by Docker, because it was missing when '
         'the container started, or by a call with sudo). /dataset is read-only on purpose.',
         ('ls -ldn {path}; id -u                   # owner against you',
@@ -213,7 +214,7 @@ SYMPTOMS = (
     Symptom('settings', 40, 'docker-compose.yml and .env do not fit together', (
         r'required variable \S+ is missing a value', r'error while interpolating',
         r'variable is not set\. defaulting',
-        r'invalid interpolation format', r'failed to read .*\.env', r'bind source path does not exist'),
+        r'invalid interpolation format', r'failed to read .*\.env', r'the lab does not run as root'),
         'Compose cannot make sense of the settings.',
         ('make doctor FIX=1                       # adds keys that are missing in .env; yours stay',
          'docker compose config --quiet           # names the line')),
