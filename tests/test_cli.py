@@ -252,13 +252,26 @@ def test_misspelt_top_level_key(variant, capsys):
     assert "'optimzer'" in said and "did you mean 'optimizer'" in said and f'variant.py:{line}' in said
 
 
-def test_misspelt_key_of_data(variant, capsys):
-    said = fails(capsys, 'train', variant('samples_per_gpu=6', 'sample_per_gpu=6'))
+def test_misspelt_key_of_data(variant, capsys, tmp_path):
+    said = fails(capsys, 'train', variant('samples_per_gpu=6', 'sample_per_gpu=6'), '--work-dir', tmp_path / 'w')
+    assert not (tmp_path / 'w').exists()
     assert 'sample_per_gpu' in said and 'samples_per_gpu' in said
 
 
 def test_misspelt_option(world, capsys):
     assert 'modle' in fails(capsys, 'train', world / 'tiny.py', '--cfg-options', 'modle.backbone.depth=50')
+
+
+@pytest.mark.parametrize('old, new, named', [
+    ("optimizer = dict(type='SGD', lr", "optimizer = dict(type='SGD', learning_rate", "'learning_rate'"),
+    ("policy='CosineAnnealing'", "policy='CosineAnealing'", 'CosineAnnealing'),
+    ("checkpoint_config = dict(interval=1)", "checkpoint_config = dict(intervall=1)", "did you mean 'interval'"),
+    ("data_prefix='{root}/val', pipeline=test_pipeline),\n    test",
+     "data_prefix='/nowhere', pipeline=test_pipeline),\n    test", '/nowhere')])
+def test_mistakes_are_found_before_anything_is_written(variant, world, capsys, tmp_path, old, new, named):
+    said = fails(capsys, 'train', variant(old.replace('{root}', str(world)), new), '--work-dir', tmp_path / 'w')
+    assert named in said
+    assert not (tmp_path / 'w').exists()
 
 
 def test_value_out_of_range(variant, capsys):

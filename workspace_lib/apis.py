@@ -145,7 +145,7 @@ def build_loader(cfg: Config, split: str, dataset: Any, device: torch.device) ->
 def train_model(model: Any, dataset: Any, cfg: Config, distributed: bool = False, validate: bool = False,
                 timestamp: str | None = None, device: str | torch.device | None = None,
                 meta: dict | None = None) -> EpochBasedRunner:
-    """Train `model` on `dataset` as `cfg` says.
+    """Train `model` on `dataset` as `cfg` says: ``build_training``, then ``run_training``.
 
     Args:
         dataset: one data set, or one for each entry of ``cfg.workflow``.
@@ -159,23 +159,44 @@ def train_model(model: Any, dataset: Any, cfg: Config, distributed: bool = False
     """
     if distributed:
         raise ValueError('distributed training is not part of this version; leave distributed=False')
+    runner, loaders = build_training(model, dataset, cfg, validate, device, meta)
+    runner.timestamp = timestamp or runner.timestamp
+    return run_training(runner, loaders, cfg)
+
+
+def build_training(model: Any, dataset: Any, cfg: Config, validate: bool = False,
+                   device: str | torch.device | None = None,
+                   meta: dict | None = None) -> tuple[EpochBasedRunner, list[Any]]:
+    """The runner with all its hooks, and a loader for each entry of the workflow; nothing is written yet.
+
+    Every mistake in the config that can be found without training is found here.
+    """
     chosen = select_device(device if device is not None else cfg.get('device', 'auto'))
     model = _prepare_model(model, cfg, chosen)
     datasets = dataset if isinstance(dataset, list | tuple) else [dataset]
     loaders = [build_loader(cfg, mode, split, chosen)
-               for (mode, _), split in zip(cfg.get('workflow', [('train', 1)]), datasets, strict=True)]
+               for (mode, _), split in zip(workflow_of(cfg), datasets, strict=True)]
     runner = _build_runner(model, cfg, chosen, meta)
-    runner.timestamp = timestamp or runner.timestamp
     _register_hooks(runner, cfg, len(loaders[0]))
     if validate:
         _register_evaluation(runner, cfg, chosen)
-    _say_start(runner, cfg, chosen, loaders[0])
+    return runner, loaders
+
+
+def run_training(runner: EpochBasedRunner, loaders: list[Any], cfg: Config) -> EpochBasedRunner:
+    """Load what ``resume_from`` or ``load_from`` names, and train to the last epoch."""
+    _say_start(runner, loaders[0])
     if cfg.get('resume_from'):
         runner.resume(cfg.resume_from)
     elif cfg.get('load_from'):
         runner.load_checkpoint(cfg.load_from)
-    runner.run(loaders, cfg.get('workflow', [('train', 1)]))
+    runner.run(loaders, workflow_of(cfg))
     return runner
+
+
+def workflow_of(cfg: Config) -> list[tuple[str, int]]:
+    """``cfg.workflow``; plain training where the config has none."""
+    return cfg.get('workflow') or [('train', 1)]
 
 
 def _prepare_model(model: Any, cfg: Config, device: torch.device) -> Any:
@@ -232,9 +253,9 @@ def check_class_count(model: Any, dataset: Any, cfg: Config) -> None:
                      f'{len(classes)} classes; set model.head.num_classes={len(classes)}')
 
 
-def _say_start(runner: EpochBasedRunner, cfg: Config, device: torch.device, loader: Any) -> None:
+def _say_start(runner: EpochBasedRunner, loader: Any) -> None:
     parameters = sum(p.numel() for p in runner.model.parameters())
     runner.logger.info('%s on %s, %s: %s images, %d iterations an epoch, %d epochs; %s parameters; folder %s',
-                       type(runner.model).__name__, describe_device(device),
+                       type(runner.model).__name__, describe_device(runner.precision.device),
                        str(runner.precision.dtype).removeprefix('torch.'), f'{len(loader.dataset):,}', len(loader),
                        runner.max_epochs, f'{parameters:,}', runner.work_dir)

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,15 @@ import yaml
 
 from ..apis import (
     build_loader,
+    build_training,
     check_class_count,
     inference_model,
     init_model,
     init_random_seed,
+    run_training,
     set_random_seed,
     single_gpu_test,
-    train_model,
+    workflow_of,
 )
 from ..config import Config
 from ..datasets import build_dataset
@@ -68,9 +69,10 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     datasets = _datasets_of_workflow(cfg)
     check_class_count(model, datasets[0], cfg)
     model.CLASSES = datasets[0].CLASSES
-    stamp = _start_folder(cfg, name)
-    runner = train_model(model, datasets, cfg, validate=validate, timestamp=stamp, device=chosen,
-                         meta=dict(seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
+    runner, loaders = build_training(model, datasets, cfg, validate, chosen, dict(
+        seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
+    _start_folder(cfg, name, runner.timestamp)
+    run_training(runner, loaders, cfg)
     logger.info('done; test it with: workspace test %s %s --metrics accuracy',
                 cfg.filename if isinstance(config, Config) else config, Path(cfg.work_dir) / 'latest.pth')
     return runner
@@ -91,7 +93,7 @@ def _check_exists(checkpoint: str | None) -> None:
 def _datasets_of_workflow(cfg: Config) -> list[Any]:
     """The training set, and for a ``val`` entry the validation set seen through the training pipeline (as mmcls)."""
     datasets = []
-    for mode, _ in cfg.get('workflow', [('train', 1)]):
+    for mode, _ in workflow_of(cfg):
         section = cfg.data.train
         if mode == 'val':
             section = copy.deepcopy(cfg.data.val)
@@ -100,15 +102,14 @@ def _datasets_of_workflow(cfg: Config) -> list[Any]:
     return datasets
 
 
-def _start_folder(cfg: Config, name: str) -> str:
-    folder, stamp = Path(cfg.work_dir), time.strftime('%Y%m%d_%H%M%S')
+def _start_folder(cfg: Config, name: str, stamp: str) -> None:
+    folder = Path(cfg.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     get_root_logger(folder / f'{stamp}.log', cfg.get('log_level', 'INFO'))
     cfg.dump(str(folder / f'{name}.py'))
     versions = collect_versions()
     write_atomically(folder / 'report.json', json.dumps(versions, indent=2) + '\n')
     logger.info('seed %d; %s', cfg.seed, ', '.join(f'{key} {value}' for key, value in versions.items() if value))
-    return stamp
 
 
 def test(config: str | Config, checkpoint: str, metrics: list[str] | None = None, metric_options: dict | None = None,
