@@ -349,7 +349,7 @@ long = dict(
 
 
 def test_pretty_text_parses_back_whatever_the_strings():
-    rounds(dict(a="it's", b='line\nline', c='back\\slash \\n', d='"""', e='{{ fileDirname }} {{_base_.x}}', f='é\t',
+    rounds(dict(a="it's", b='line\nline', c='back\\slash \\n', d='"""', e='{{{ fileDirname }} {{_base_.x}}', f='é\t',
                 g="'\""))
 
 

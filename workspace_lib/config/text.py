@@ -140,7 +140,7 @@ class _Writer:
 def _scalar(value: Any) -> str | None:
     """Python source of a plain value, else None. Subclasses (numpy.float64, str enums) become their base type."""
     if isinstance(value, str):
-        return str.__repr__(value).replace('{{', r'\x7b{')  # which a reader would take for a placeholder
+        return re.sub(r'\{(?=\{)', r'\\x7b', str.__repr__(value))  # a reader takes {{ for a placeholder
     if value is None or isinstance(value, bool | bytes | complex | range):
         return repr(value)
     if isinstance(value, int):
