@@ -3,6 +3,7 @@ dataset_type = 'MNIST5k'
 img_norm_cfg = dict(mean=[33.46], std=[78.87], to_rgb=False)
 train_pipeline = [
     dict(type='Resize', size=32),
+    dict(type='RandomCrop', size=32, padding=2),  # moves the digit by up to 2 pixels
     dict(type='Normalize', **img_norm_cfg),
     dict(type='ImageToTensor', keys=['img']),
     dict(type='ToTensor', keys=['gt_label']),
@@ -15,8 +16,8 @@ test_pipeline = [
     dict(type='Collect', keys=['img']),
 ]
 data = dict(
-    samples_per_gpu=128,
-    workers_per_gpu=2,
+    samples_per_gpu=64,
+    workers_per_gpu=0,  # 5,000 digits in memory: starting a worker would take longer than its work
     train=dict(type=dataset_type, pipeline=train_pipeline),
     val=dict(type=dataset_type, pipeline=test_pipeline, test_mode=True),
     test=dict(type=dataset_type, pipeline=test_pipeline, test_mode=True))
