@@ -1,0 +1,231 @@
+"""Figures that explain a model: pipeline steps, predictions, learning curves, confusion matrix, worst mistakes.
+
+In: what the library's calls return. Out: `Plot` (figure, alt text, the numbers as a `Table`), drawn without pyplot.
+"""
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..datasets import Pipeline
+from ..metrics import calculate_confusion_matrix
+from .table import Table
+
+#: Okabe and Ito's colours, which colour-blind readers tell apart (https://jfly.uni-koeln.de/color/).
+BLUE, VERMILLION, GREY = '#0072B2', '#D55E00', '#888888'
+STYLE: Any = {'font.size': 11, 'axes.titlesize': 11, 'axes.spines.top': False, 'axes.spines.right': False,
+         'figure.constrained_layout.use': True, 'svg.fonttype': 'path', 'svg.hashsalt': 'workspace'}
+
+
+@dataclass
+class Plot:
+    """A figure, what it shows in words, and its numbers."""
+
+    figure: Figure
+    alt: str
+    table: Table
+
+    def webp(self, dpi: int = 80) -> bytes:
+        """The picture in a fifth of a PNG's bytes: a notebook with its outputs goes under version control."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format='webp', dpi=dpi, pil_kwargs=dict(quality=90))
+        return buffer.getvalue()
+
+    def svg(self) -> str:
+        """An `<svg>` element whose black is the page's text colour, so that it reads on dark paper as well."""
+        buffer = io.StringIO()
+        with mpl.rc_context(STYLE):
+            self.figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None})
+        text = buffer.getvalue()
+        body = text[text.index('<svg'):].replace('#000000', 'currentColor')
+        return body.replace('<svg', f'<svg role="img" aria-label="{html.escape(self.alt)}" fill="currentColor"', 1)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        # as HTML, since JupyterLab gives a bare image no alt text
+        data = base64.b64encode(self.webp()).decode()
+        return {'text/html': f'<img src="data:image/webp;base64,{data}" alt="{html.escape(self.alt)}">',
+                'text/plain': self.alt}
+
+
+def _styled(draw: Any) -> Any:
+    @wraps(draw)
+    def inside(*args: Any, **kwargs: Any) -> Plot:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+    return inside
+
+
+def short_name(name: str) -> str:
+    """The first of ImageNet's synonyms: `tabby, tabby cat` is a tabby."""
+    return name.split(',')[0]
+
+
+def top_k(scores: np.ndarray, classes: Sequence[str], k: int = 5) -> list[tuple[str, float]]:
+    """The `k` likeliest of `classes` with their probabilities, best first; ties in class order."""
+    return [(short_name(classes[i]), float(scores[i])) for i in np.argsort(-scores, kind='stable')[:k]]
+
+
+def displayed(img: Any, bgr: bool = True) -> np.ndarray:
+    """An image of any step of a pipeline as matplotlib takes it: RGB or grey, float stretched to 0..1."""
+    array = np.asarray(img)
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.dtype != np.uint8:  # a tensor: (C, H, W)
+        array = array.transpose(1, 2, 0)
+    if array.dtype != np.uint8:
+        array = (array - array.min()) / max(float(np.ptp(array)), 1e-6)
+    if array.ndim == 3 and array.shape[2] == 1:
+        return array[..., 0]
+    return array[..., ::-1] if bgr and array.ndim == 3 else array
+
+
+@_styled
+def predictions(images: Sequence[np.ndarray], scores: Sequence[np.ndarray], classes: Sequence[str],
+                names: Sequence[str], k: int = 5) -> Plot:
+    """Each image, uint8 BGR (H, W, 3), beside the bars of its `k` likeliest classes; scores are (num_classes,)."""
+    figure = Figure(figsize=(8, 1.9 * len(images)))
+    axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 1.3), sharex='col')
+    rows = []
+    for (left, right), image, score, name in zip(axes, images, scores, names, strict=True):
+        left.imshow(displayed(image), cmap='gray')
+        left.axis('off')
+        best = top_k(score, classes, k)
+        right.barh([label for label, _ in best], [100 * p for _, p in best], color=[BLUE] + [GREY] * (k - 1))
+        right.invert_yaxis()
+        right.set_xlim(0, 100)
+        rows += [(name, place, label, 100 * p) for place, (label, p) in enumerate(best, 1)]
+    axes[-1][1].set_xlabel('probability (%)')
+    said = '; '.join(f'{name}: {label} {p:.0f} %' for name, place, label, p in rows if place == 1)
+    return Plot(figure, f'{len(images)} photographs with their top {k} classes. {said}.',
+                Table(('photograph', 'place', 'class', 'probability (%)'), rows))
+
+
+def read_log(work_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The entries of a run's newest JSON-lines log: dicts with `mode` 'train' or 'val', `epoch`, `iter` and numbers.
+
+    Raises:
+        FileNotFoundError: no `*.log.json` there.
+    """
+    files = sorted(Path(work_dir).glob('*.log.json'))
+    if not files:
+        raise FileNotFoundError(f'{work_dir} holds no *.log.json; a training with TextLoggerHook writes one')
+    entries = (json.loads(line) for line in files[-1].read_text().splitlines())
+    return [entry for entry in entries if 'mode' in entry]
+
+
+@_styled
+def learning_curves(entries: Sequence[dict[str, Any]], metric: str = 'accuracy_top-1') -> Plot:
+    """Loss of each log entry and the validation's `metric` (%), over epochs. `entries`: see `read_log`."""
+    train = [entry for entry in entries if entry['mode'] == 'train']
+    val = {entry['epoch']: entry[metric] for entry in entries if entry['mode'] == 'val' and metric in entry}
+    if not train or not val:
+        raise ValueError(f'the log needs training entries and validations with {metric!r}; '
+                         f'it has {len(train)} and {len(val)}')
+    per_epoch = max(entry['iter'] for entry in train)
+    figure = Figure(figsize=(8, 3))
+    left, right = figure.subplots(1, 2)
+    left.plot([e['epoch'] - 1 + e['iter'] / per_epoch for e in train], [e['loss'] for e in train], '.-', color=BLUE)
+    left.set(xlabel='epoch', ylabel='training loss (nats)', yscale='log')
+    right.plot(list(val), list(val.values()), 's--', color=VERMILLION, markersize=4)
+    right.set(xlabel='epoch', ylabel='held-out accuracy (%)')
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    last_loss = {entry['epoch']: entry['loss'] for entry in train}
+    values = list(val.values())
+    first, last = train[0]['loss'], train[-1]['loss']
+    said = (f'In {len(last_loss)} epochs the training loss goes from {first:.2f} to {last:.2f}, '
+            f'the held-out accuracy from {values[0]:.1f} to {values[-1]:.1f} %.')
+    rows = [(epoch, last_loss[epoch], value) for epoch, value in val.items() if epoch in last_loss]
+    return Plot(figure, said, Table(('epoch', 'training loss', 'held-out accuracy (%)'), rows))
+
+
+@_styled
+def confusion_matrix(results: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> Plot:
+    """Rows are the true classes, columns the predicted ones; blue is right, orange wrong, deeper is more."""
+    matrix = calculate_confusion_matrix(np.stack(results), labels).numpy().astype(int)
+    right, wrong = np.diag(np.diag(matrix)), matrix - np.diag(np.diag(matrix))
+    figure = Figure(figsize=(6, 5.2))
+    axes = figure.subplots()
+    for part, colour in ((right, BLUE), (wrong, VERMILLION)):
+        rgba = np.full((*part.shape, 4), mpl.colors.to_rgba(colour))
+        rgba[..., 3] = np.where(part, 0.15 + 0.45 * part / max(part.max(), 1), 0)
+        axes.imshow(rgba)
+    for i, j in zip(*matrix.nonzero(), strict=True):
+        axes.text(j, i, str(matrix[i, j]), ha='center', va='center')
+    names = [str(name).split(' - ')[0] for name in classes]
+    axes.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=names, yticklabels=names,
+             xlabel='predicted class', ylabel='true class')
+    rows = [(name, int(row.sum()), int(errors.sum()), classes[int(errors.argmax())] if errors.any() else '-')
+            for name, row, errors in zip(classes, matrix, wrong, strict=True)]
+    i, j = np.unravel_index(int(wrong.argmax()), wrong.shape)
+    worst = f'; most often {names[i]} is taken for {names[j]}, {wrong[i, j]} times' if wrong.any() else ''
+    return Plot(figure, f'Confusion matrix of {matrix.sum()} images: {right.sum()} right, {wrong.sum()} wrong{worst}.',
+                Table(('true class', 'images', 'wrong', 'most often taken for'), rows))
+
+
+@dataclass
+class Mistake:
+    """One wrong prediction: `score` is the probability of the class it chose, `true_score` that of the right one."""
+
+    index: int
+    true: int
+    predicted: int
+    score: float
+    true_score: float
+
+
+def find_mistakes(results: Sequence[np.ndarray], labels: np.ndarray, count: int = 12) -> list[Mistake]:
+    """The wrong predictions with the highest confidence, worst first."""
+    scores = np.stack(results)
+    chosen = scores.argmax(axis=1)
+    wrong = np.flatnonzero(chosen != labels)
+    order = wrong[np.argsort(-scores[wrong, chosen[wrong]], kind='stable')][:count]
+    return [Mistake(int(i), int(labels[i]), int(chosen[i]), float(scores[i, chosen[i]]), float(scores[i, labels[i]]))
+            for i in order]
+
+
+@_styled
+def worst_mistakes(dataset: Any, results: Sequence[np.ndarray], count: int = 12, columns: int = 6) -> Plot:
+    """The images of `find_mistakes`, each with `true -> predicted` and the confidence in the wrong answer."""
+    names = [str(name).split(' - ')[0] for name in dataset.CLASSES]
+    found = find_mistakes(results, dataset.get_gt_labels(), count)
+    lines = max(1, -(-len(found) // columns))
+    figure = Figure(figsize=(8, 1.9 * lines))
+    for axes in (grid := figure.subplots(lines, columns, squeeze=False)).flat:
+        axes.axis('off')
+    for axes, mistake in zip(grid.flat, found, strict=False):
+        axes.imshow(displayed(dataset.load_image(mistake.index)), cmap='gray')
+        axes.set_title(f'{names[mistake.true]} → {names[mistake.predicted]}\n{mistake.score:.0%}')
+    rows = [(m.index, names[m.true], names[m.predicted], 100 * m.score, 100 * m.true_score) for m in found]
+    return Plot(figure, f'The {len(found)} most confident mistakes: true class, predicted class, confidence.',
+                Table(('image', 'true', 'predicted', 'confidence (%)', 'of the true class (%)'), rows))
+
+
+@_styled
+def pipeline_steps(pipeline: Pipeline, results: dict[str, Any], seed: int = 0) -> Plot:
+    """The image after each step that changes it, with shape and dtype; `results` as `Pipeline` takes them."""
+    random.seed(seed)
+    shown: list[tuple[str, Any]] = []
+    for step in pipeline.steps:
+        before, results = results.get('img'), step(results)
+        if results['img'] is not before:
+            shown.append((type(step).__name__, results['img']))
+    figure = Figure(figsize=(2.2 * len(shown), 3.2))
+    rows = [(name, 'x'.join(map(str, img.shape)), str(img.dtype).removeprefix('torch.')) for name, img in shown]
+    for axes, (_, img), row in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, rows, strict=True):
+        axes.imshow(displayed(img, bgr=row[2] == 'uint8'), cmap='gray')
+        axes.set_title('\n'.join(row))
+        axes.axis('off')
+    return Plot(figure, 'The image after each step: ' + ', '.join(f'{a} {b} {c}' for a, b, c in rows) + '.',
+                Table(('step', 'shape', 'dtype'), rows))
