@@ -118,6 +118,12 @@ def test_other_formats_become_three_channels_of_uint8(photo, make):
     np.testing.assert_array_equal(img, opencv(data))
 
 
+def test_a_bad_colour_profile_costs_no_noise_and_no_pixels(photo, capfd):
+    profiled = encoded(photo, 'PNG', icc_profile=b'no profile' * 20)
+    np.testing.assert_array_equal(decode(profiled), decode(encoded(photo, 'PNG')))
+    assert capfd.readouterr().err == ''
+
+
 def test_a_png_named_jpeg_is_a_png(photo, tmp_path):
     file = tmp_path / 'n02105855_2933.JPEG'
     file.write_bytes(encoded(photo, 'PNG'))

@@ -75,12 +75,21 @@ def _with_opencv(data: bytes, color: str, name: object) -> np.ndarray:
     if not data:
         raise _broken(name, data, 'the file is empty')
     try:
-        img = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS[color])
+        img = cv2.imdecode(np.frombuffer(_without_profile(data), np.uint8), FLAGS[color])
     except cv2.error as error:  # such as more pixels than it allows
         raise _broken(name, data, f'OpenCV refuses it ({error.err})') from error
     if img is None and data[:2] in _KINDS:
         raise _broken(name, data, f'{_KINDS[data[:2]]} is truncated or corrupt')
     return _with_pillow(data, color, name) if img is None else img
+
+
+def _without_profile(data: bytes) -> bytes:
+    """A PNG without its colour profile: OpenCV does not apply it, but libpng complains about many of them on stderr."""
+    at = data.find(b'iCCP', 0, max(data.find(b'IDAT'), 0)) if data[:4] == b'\x89PNG' else -1
+    if at < 0:
+        return data
+    length = int.from_bytes(data[at - 4:at])  # of the content, which the name precedes and a checksum follows
+    return data[:at - 4] + data[at + 4 + length + 4:]
 
 
 def _with_pillow(data: bytes, color: str, name: object) -> np.ndarray:
