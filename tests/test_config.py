@@ -1,6 +1,6 @@
 """Config: loading, inheritance, overrides, text, and which line set what.
 
-What differs from mmcv 1.x on purpose is tested here under the name that docs/compatibility-config.md gives.
+What differs from mmcv 1.x on purpose is tested here under the name that docs/compatibility.md gives.
 """
 from __future__ import annotations
 

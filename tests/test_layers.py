@@ -29,7 +29,9 @@ LAYERS: list[list[tuple[str, ...]]] = [
 PLACE = {module: (level, room) for level, rooms in enumerate(LAYERS) for room in rooms for module in room}
 SOURCES = [p for p in sorted(ROOT.rglob('*.py')) if 'configs' not in p.relative_to(ROOT).parts]
 CORE = [p for p in SOURCES if 'tools' not in p.relative_to(ROOT).parts]
-LINE_LIMIT = 4000
+# Lines of code, without docstrings, comments and blank lines. A guard against growth by habit: what makes the core pass
+# it should rather be simpler, or be a tool.
+LINE_LIMIT = 5000
 
 
 def module_name(path: Path) -> str:
