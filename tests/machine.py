@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from workspace_lib.tools.doctor import Host
@@ -23,7 +24,7 @@ class FakeHost(Host):
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
-        self.uid = self.gid = 1000
+        self.uid = self.gid = os.getuid() or 1000
         self.environ: dict[str, str] = {'USER': 'ada'}
         self.commands: dict[str, tuple[int, str]] = {}
         self.files: dict[str, str] = {}
@@ -49,6 +50,7 @@ class FakeHost(Host):
                  'Runtimes': {'nvidia': {'path': 'nvidia-container-runtime'}, 'runc': {}}, **info}
         self.commands['docker info'] = (0, json.dumps(known))
         self.commands['docker compose version --short'] = (0, '2.39.1')
+        self.commands['dockerd'] = (0, '')
 
     def no_daemon(self, error: str) -> None:
         self.commands['docker info'] = (1, json.dumps({'ServerVersion': '', 'ServerErrors': [error]}))
@@ -91,9 +93,9 @@ class FakeHost(Host):
         if path in self.owners:
             return self.owners[path]
         if path in self.files:
-            return Owner(self.uid, 1000, 0o600, False)
+            return Owner(self.uid, self.gid, 0o600, False)
         found = super().owner(path) if self._real(path) else None
-        return found and Owner(self.uid, 1000, found.mode, found.folder)  # whoever runs the tests plays the person
+        return found and Owner(self.uid, self.gid, found.mode, found.folder)  # whoever runs the tests plays the person
 
     def space(self, path: str) -> Space | None:
         return self.spaces.get(path, Space(500 * GIB, 200 * GIB, 30_000_000, 29_000_000))

@@ -89,8 +89,8 @@ def test_message(key, message):
 
 def test_every_row_of_the_design_is_met():
     rows = {'docker-permission', 'driver-unreachable', 'driver-mismatch', 'toolkit-missing', 'cuda-too-new',
-            'nvml-unknown', 'gpu-architecture', 'shm', 'port-taken', 'other-jupyter', 'mount-permission', 'dataset-empty',
-            'disk-full', 'rlimit'}
+            'nvml-unknown', 'gpu-architecture', 'shm', 'port-taken', 'other-jupyter', 'mount-permission',
+            'dataset-empty', 'disk-full', 'rlimit'}
     assert rows <= {key for key, _ in MESSAGES}
 
 

@@ -10,9 +10,9 @@ from .checks import choose_lane, diagnose
 from .cli import main
 from .facts import Facts
 from .findings import Finding
-from .fixes import apply_fixes, recommended_settings
+from .fixes import apply_fixes
 from .host import Host
 from .symptoms import SYMPTOMS, recognise
 
 __all__ = ['SYMPTOMS', 'Facts', 'Finding', 'Host', 'apply_fixes', 'choose_base_image', 'choose_lane', 'diagnose',
-           'main', 'recognise', 'recommended_settings']
+           'main', 'recognise']

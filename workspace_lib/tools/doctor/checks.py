@@ -23,7 +23,7 @@ NEEDED = {'gpu': 35, 'cpu': 8, 'local': 9}
 
 def choose_lane(facts: Facts, device: str = 'auto', engine: str = 'auto') -> str:
     """What ``make up`` would take: containers where Docker is installed, the GPU where there is one."""
-    if engine == 'local' or (engine == 'auto' and not facts.host.which('docker')):
+    if engine == 'local' or (engine == 'auto' and not facts.docker_installed):
         return 'local'
     return 'gpu' if device == 'gpu' or (device == 'auto' and facts.gpu_on_bus) else 'cpu'
 
@@ -42,6 +42,8 @@ def check_docker(facts: Facts, lane: str) -> Iterator[Finding]:
     docker, host = facts.docker, facts.host
     if not docker.client:
         yield fault('docker-missing', seen=docker.error)
+    elif not facts.docker_installed:
+        yield fault('docker-missing', seen=docker.error, cause='The docker command is here, a Docker Engine is not.')
     elif docker.error:
         found = fault_from_text(docker.error, 'docker-stopped', user=facts.user)
         if found.symptom == 'docker-permission' and _in_docker_group(facts):
@@ -182,7 +184,7 @@ def check_shm(facts: Facts, lane: str) -> Iterator[Finding]:
 
 def check_dataset(facts: Facts, lane: str) -> Iterator[Finding]:
     folder, host = facts.dataset, facts.host
-    asked = 'DATASET_DIR' in facts.settings
+    asked = folder != facts.path('datasets')
     unmounted = _unmounted(facts, folder)
     if unmounted:
         yield fault('dataset-empty', f'{folder}: its disk is not mounted', path=folder,

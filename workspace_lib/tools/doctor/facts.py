@@ -137,6 +137,18 @@ class Facts:
         return Docker(True, '', info)
 
     @cached_property
+    def docker_installed(self) -> bool:
+        """A client with something to talk to. The client alone, as some images carry it, is no Docker."""
+        if not self.docker.client or not self.docker.error:
+            return self.docker.client
+        environ = self.host.environ
+        if environ.get('DOCKER_HOST') or environ.get('DOCKER_CONTEXT'):
+            return True
+        sockets = ['/var/run/docker.sock', f'{environ.get("XDG_RUNTIME_DIR", "/nonexistent")}/docker.sock']
+        return bool(self.host.which('dockerd') or self.host.which('dockerd-rootless.sh')
+                    or any(self.host.owner(path) for path in (*sockets, '/usr/bin/dockerd', '/usr/sbin/dockerd')))
+
+    @cached_property
     def compose_version(self) -> Result:
         return self.host.run('docker', 'compose', 'version', '--short')
 
@@ -181,7 +193,7 @@ class Facts:
 
     @cached_property
     def dataset(self) -> str:
-        return self.path(self.settings.get('DATASET_DIR') or 'datasets')
+        return self.path(os.path.expanduser(self.settings.get('DATASET_DIR') or 'datasets'))
 
 
 KNOWN_SETTINGS = ('BASE_IMAGE', 'TORCH_CUDA_ARCH_LIST', 'JUPYTER_PORT', 'SHM_SIZE', 'LAB_NAME', 'LAB_UID',

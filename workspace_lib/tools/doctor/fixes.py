@@ -8,10 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..processes import write_private
-from .base_image import arch_list, choose_base_image
 from .checks import mounts
-from .facts import Facts, parse_env
+from .facts import Facts
 
 
 def apply_fixes(facts: Facts, lane: str) -> list[str]:
@@ -30,29 +28,16 @@ def _folders(facts: Facts, lane: str) -> Iterator[str]:
 
 
 def _keys(facts: Facts, lane: str) -> Iterator[str]:
-    wanted = recommended_settings(facts, lane)
-    file = facts.path('.env')
-    text = facts.host.read(file) or ''
-    missing = {key: value for key, value in wanted.items() if key not in parse_env(text)}
-    if not missing:
+    """The keys that ``make up`` would write; not by guessing: without an answer of the driver none for the GPU."""
+    if lane == 'local' or (lane == 'gpu' and facts.driver.error):
         return
-    lines = text + ('\n' if text and not text.endswith('\n') else '')
-    write_private(Path(file), lines + ''.join(f'{key}={value}\n' for key, value in missing.items()))
-    _give_back(facts, file)
-    for key, value in missing.items():
-        yield f'.env: {key}={value}'
-
-
-def recommended_settings(facts: Facts, lane: str) -> dict[str, str]:
-    """What .env should say on this host: whose uid the lab runs as; for a GPU its base image and architecture."""
-    settings: dict[str, str] = {}
-    if lane != 'local' and facts.host.uid:
-        settings = {'LAB_UID': str(facts.host.uid), 'LAB_GID': str(facts.host.gid)}
-    image = choose_base_image(facts.driver).image if lane == 'gpu' and not facts.driver.error else None
-    if not image:
-        return settings
-    archs = arch_list(facts.driver.gpus)
-    return {**settings, 'BASE_IMAGE': image, **({'TORCH_CUDA_ARCH_LIST': archs} if archs else {})}
+    from .. import dotenv  # these stand on this package
+    from ..containers import Stack, person
+    root, file = Path(facts.root), Path(facts.path('.env'))
+    uid, gid, _ = person(facts.host, root)
+    for key in dotenv.add_missing(file, Stack(root, lane, facts.host).wanted_settings(uid, gid)):
+        yield f'.env: {key}={dotenv.read(file)[key]}'
+    _give_back(facts, str(file))
 
 
 def _modes(facts: Facts) -> Iterator[str]:
