@@ -1,7 +1,7 @@
 # The front door. `make` alone prints this help; every target installs what it needs on its first call.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status logs url demo notebooks notebooks-check test test-browser lint bench clean
+.PHONY: help venv up down status logs url doctor demo notebooks notebooks-check test test-browser lint bench clean
 
 PY := .venv/bin/python
 LAB := $(PY) -m workspace_lib.tools.lab
@@ -34,6 +34,10 @@ logs: ## the end of JupyterLab's log (FOLLOW=1 keeps printing)
 
 url: ## print the URL with its token again
 	@[ -x $(PY) ] || { echo 'Not installed yet. Begin with: make up'; exit 1; }; $(LAB) url
+
+doctor: ## why the lab does not start here, and what mends it (LANE= FIX=1 JSON=1 EXPLAIN='message or file')
+	@scripts/doctor.sh --device '$(DEVICE)' --engine '$(ENGINE)' $(if $(LANE),--lane '$(LANE)') $(if $(FIX),--fix) \
+	  $(if $(JSON),--json) $(if $(EXPLAIN),--explain "$$EXPLAIN")
 
 demo: venv ## the whole way from config to report, in three minutes
 	@$(PY) -m workspace_lib.tools.demo
