@@ -12,7 +12,7 @@ import pytest
 from machine import GIB, SMI_FAILED, FakeHost
 
 import workspace_lib
-from workspace_lib.tools import doctor
+from workspace_lib.tools import doctor, lanes
 from workspace_lib.tools.doctor import Facts, Finding, choose_lane, diagnose
 from workspace_lib.tools.doctor.host import Owner, Space
 from workspace_lib.tools.doctor.render import exit_status
@@ -324,6 +324,10 @@ class TestFilesAndDisks:
         host.environ['LAB_UID'] = '12345'
         assert f'{tmp_path} belongs to uid {host.uid}, the lab is 12345' in [finding.said for finding in look(host)]
 
+    def test_root_may_keep_a_checkout_of_its_own(self, host):
+        host.uid = 0
+        assert warning(host).said.endswith('the lab is 1000')
+
     def test_the_lab_as_root(self, host):
         host.environ['LAB_UID'] = '0'
         assert only_fault(host).symptom == 'settings'
@@ -420,6 +424,20 @@ class TestLocal:
         assert only_fault(host, 'local').symptom == 'shm'
 
 
+@pytest.mark.parametrize('gpu', [True, False])
+@pytest.mark.parametrize('docker', [True, False])
+@pytest.mark.parametrize('device', ['auto', 'cpu'])
+@pytest.mark.parametrize('engine', ['auto', 'local'])
+def test_doctor_and_make_up_mean_the_same_lane(host, gpu, docker, device, engine):
+    if not gpu:
+        host.no_gpu()
+    if not docker:
+        host.no_docker()
+    facts = Facts(host, host.root)
+    taken = lanes.choose_lane(facts, device, engine)
+    assert choose_lane(facts, device, engine) == ('local' if taken.engine == 'local' else taken.device)
+
+
 @pytest.mark.parametrize('gpu, docker, device, engine, lane', [
     (True, True, 'auto', 'auto', 'gpu'), (False, True, 'auto', 'auto', 'cpu'), (True, True, 'cpu', 'auto', 'cpu'),
     (False, True, 'gpu', 'auto', 'gpu'), (True, False, 'auto', 'auto', 'local'), (True, True, 'auto', 'local', 'local'),
@@ -476,6 +494,11 @@ class TestCommandLine:
         self.call(host, '--fix', '--json')
         assert json.loads(capsys.readouterr().out)['fixed'] == []
         assert (tmp_path / '.env').stat().st_mtime_ns == before.st_mtime_ns
+
+    def test_a_reader_that_goes_away(self):
+        done = subprocess.run(f'{ROOT}/scripts/doctor.sh --symptoms | head -n 1', shell=True, capture_output=True,
+                              text=True)
+        assert 'docker-permission' in done.stdout and not done.stderr
 
     def test_without_fix_nothing_is_written(self, host, tmp_path):
         before = sorted(tmp_path.rglob('*'))

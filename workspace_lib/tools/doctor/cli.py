@@ -20,7 +20,14 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 
 def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
     """Exit status: 0 the lane will work; else that of its first fault (``--symptoms`` lists them); 2 wrong usage."""
-    args = build_parser().parse_args(argv)
+    try:
+        return run(build_parser().parse_args(argv), host)
+    except BrokenPipeError:  # `make doctor | head`
+        sys.stderr.close()
+        return 1
+
+
+def run(args: argparse.Namespace, host: Host | None = None) -> int:
     if args.symptoms:
         print('\n'.join(f'{s.status:3}  {s.key:<20} {s.title}' for s in SYMPTOMS))
         return 0

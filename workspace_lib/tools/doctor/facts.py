@@ -174,9 +174,12 @@ class Facts:
 
     @property
     def uid_inside(self) -> int:
-        """Of the lab's user in the container: LAB_UID of .env, else the caller's."""
+        """Of the lab's user in the container: LAB_UID, else the caller's; for root the checkout's owner, or 1000."""
         wanted = self.settings.get('LAB_UID', '')
-        return int(wanted) if wanted.isdigit() else self.host.uid
+        if wanted.isdigit():
+            return int(wanted)
+        owner = self.host.owner(self.root)
+        return self.host.uid or (owner.uid if owner else 0) or 1000
 
     # --- settings -------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ class Symptom:
     def told(self, **values: Any) -> tuple[str, list[str]]:
         """(cause, way out) with the fields filled in."""
         known = {**USUAL, **{k: v for k, v in values.items() if v not in (None, '')}}
+        known['other_port'] = int(known['port']) + 1
         return self.cause.format(**known), [line.format(**known) for line in self.way_out]
 
 
@@ -159,7 +160,7 @@ SYMPTOMS = (
         'Another program listens on port {port} of this machine.',
         ("sudo ss -ltnp 'sport = :{port}'          # who",
          "docker ps --filter publish={port}         # or which container",
-         'make up JUPYTER_PORT=8899               # or another port')),
+         'make up JUPYTER_PORT={other_port}               # or another port')),
     Symptom('other-jupyter', 32, 'another Jupyter answers, or the token is not its own', (
         r'invalid credentials', r'403 : forbidden', r"'_xsrf' argument missing",
         r'token authentication is enabled', r'refuses our token'),
@@ -167,7 +168,7 @@ SYMPTOMS = (
         'or a Jupyter of your own.',
         ("docker ps --filter publish={port}; sudo ss -ltnp 'sport = :{port}'   # who answers",
          'make url                                # the address with the token of this lab',
-         'make down && make up JUPYTER_PORT=8899  # beside the other one')),
+         'make down && make up JUPYTER_PORT={other_port}  # beside the other one')),
     Symptom('rlimit', 33, 'this host does not let a limit be raised', (
         r'setting rlimits?( type)? (?P<limit>\d+)?.*operation not permitted',
         r'error setting rlimit.*operation not permitted'),
