@@ -30,13 +30,16 @@ STYLE: Any = {'font.size': 11, 'axes.titlesize': 11, 'axes.spines.top': False, '
          'figure.constrained_layout.use': True, 'svg.fonttype': 'path', 'svg.hashsalt': 'workspace'}
 
 
-@dataclass
+@dataclass(repr=False)
 class Plot:
     """A figure, what it shows in words, and its numbers."""
 
     figure: Figure
     alt: str
     table: Table
+
+    def __repr__(self) -> str:
+        return self.alt
 
     def webp(self, dpi: int = 80) -> bytes:
         """The picture in a fifth of a PNG's bytes: a notebook with its outputs goes under version control."""
@@ -221,7 +224,7 @@ def pipeline_steps(pipeline: Pipeline, results: dict[str, Any], seed: int = 0) -
         before, results = results.get('img'), step(results)
         if results['img'] is not before:
             shown.append((type(step).__name__, results['img']))
-    figure = Figure(figsize=(2.2 * len(shown), 3.2))
+    figure = Figure(figsize=(2.2 * len(shown), 2.95))
     rows = [(name, 'x'.join(map(str, img.shape)), str(img.dtype).removeprefix('torch.')) for name, img in shown]
     for axes, (_, img), row in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, rows, strict=True):
         axes.imshow(displayed(img, bgr=row[2] == 'uint8'), cmap='gray')

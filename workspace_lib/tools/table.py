@@ -16,26 +16,29 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
+    @property
+    def sides(self) -> list[str]:
+        """Of each column, by its first row: `right` for numbers, else `left`."""
+        first = self.rows[0] if self.rows else [''] * len(self.columns)
+        return ['right' if isinstance(value, int | float | np.number) else 'left' for value in first]
+
     def __str__(self) -> str:
         lines = [list(self.columns), *([_cell(value) for value in row] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        right = [_is_number(value) for value in self.rows[0]] if self.rows else [False] * len(widths)
-        text = ('  '.join(cell.rjust(width) if is_right else cell.ljust(width)
-                          for cell, width, is_right in zip(line, widths, right, strict=True)) for line in lines)
+        text = ('  '.join(cell.rjust(width) if side == 'right' else cell.ljust(width)
+                          for cell, width, side in zip(line, widths, self.sides, strict=True)) for line in lines)
         return '\n'.join(line.rstrip() for line in text)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
-        body = ''.join('<tr>' + ''.join(
-            f'<td style="text-align:{"right" if _is_number(value) else "left"}">{html.escape(_cell(value))}</td>'
-            for value in row) + '</tr>' for row in self.rows)
-        return f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        def row(tag: str, values: Sequence[Any]) -> str:
+            return '<tr>' + ''.join(f'<{tag} style="text-align:{side}">{html.escape(_cell(value))}</{tag.split()[0]}>'
+                                    for value, side in zip(values, self.sides, strict=True)) + '</tr>'
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number)
+        head = row('th scope="col"', self.columns)
+        body = ''.join(row('td', values) for values in self.rows)
+        return f'<table><thead>{head}</thead><tbody>{body}</tbody></table>'
 
 
 def _cell(value: Any) -> str:
