@@ -312,6 +312,10 @@ disk_do() {
         *) die 1 "$disk holds $type, which this script does not mount (a part of a RAID, LVM, encrypted, swap?)" ;;
     esac
     if [ -n "$fresh" ]; then
+        # Encrypted disks of some kinds carry no mark that a program could know.
+        as_root_quietly cmp -n 1048576 "$disk" /dev/zero > /dev/null ||
+            die 1 "$disk carries no file system, but its first MiB is not empty either. If nothing on it matters:
+    sudo dd if=/dev/zero of=$disk bs=1M count=1"
         [ -n "$may_format" ] || die 1 "$disk is empty. To make a file system on it, say so: --format"
         as_root mkfs.ext4 -q -m 0 -L data "$disk"
         type=ext4

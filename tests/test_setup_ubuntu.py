@@ -61,6 +61,7 @@ END
         *NAME*) cat "$STATE/parts" ;;
         *) [[ $* = *sdb* ]] ;; esac ;;
     blkid) case $* in *UUID*) cat "$STATE/uuid" ;; *PTTYPE*) cat "$STATE/pttype" 2> /dev/null ;; esac ;;
+    cmp) [ ! -e "$STATE/not-zero" ] ;;
     mount) touch "$STATE/is-mounted" ;;
     findmnt) [ -e "$STATE/is-mounted" ] ;;
     nvidia-smi) cat "$STATE/nvidia-smi.out" ;;
@@ -68,8 +69,8 @@ END
     python3.12) printf '/usr/bin/python3.12 3.12.3\nvenv\n' ;;
 esac
 '''
-ALWAYS = ['apt-get', 'blkid', 'chown', 'curl', 'dpkg', 'dpkg-query', 'findmnt', 'getent', 'groupadd', 'id', 'lsblk',
-          'mkfs.ext4', 'mokutil', 'mount', 'python3.12', 'sudo', 'systemctl', 'usermod', 'wipefs']
+ALWAYS = ['apt-get', 'blkid', 'chown', 'cmp', 'curl', 'dpkg', 'dpkg-query', 'findmnt', 'getent', 'groupadd', 'id',
+          'lsblk', 'mkfs.ext4', 'mokutil', 'mount', 'python3.12', 'sudo', 'systemctl', 'usermod', 'wipefs']
 
 
 class Machine:
@@ -109,7 +110,8 @@ class Machine:
     @property
     def changes(self) -> list[str]:
         """Calls since the last `call` that are not mere looking."""
-        looking = ('id', 'getent', 'dpkg', 'dpkg-query', 'lsblk', 'blkid', 'wipefs', 'findmnt', 'mokutil', 'nvidia-smi',
+        looking = ('id', 'cmp', 'getent', 'dpkg', 'dpkg-query', 'lsblk', 'blkid', 'wipefs', 'findmnt', 'mokutil',
+                   'nvidia-smi',
                    'python3.12', 'docker', 'systemctl get-default', 'systemctl is-active')
         calls = (self.state / 'calls').read_text().splitlines()
         return [call for call in calls if not any(f'{call} '.startswith(f'{name} ') for name in looking)]
@@ -289,7 +291,7 @@ class TestDisk:
 
     @pytest.mark.parametrize('what, text, said', [
         ('fstype', 'LVM2_member', 'LVM2_member'), ('fstype', 'crypto_LUKS', 'crypto_LUKS'), ('pttype', 'gpt', 'gpt'),
-        ('parts', 'sdb\nsdb1\n', 'has parts'), ('mounted', '/home\n', 'in use')])
+        ('parts', 'sdb\nsdb1\n', 'has parts'), ('not-zero', '', 'not empty either'), ('mounted', '/home\n', 'in use')])
     def test_what_is_refused_even_with_format(self, machine, what, text, said):
         (machine.state / what).write_text(text)
         done = machine.call('disk', '--disk', '/dev/sdb', '--format')
