@@ -1,10 +1,13 @@
 # The front door. `make` alone prints this help; every target installs what it needs on its first call.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status logs url doctor demo notebooks notebooks-check test test-browser lint bench clean
+.PHONY: help venv up down restart status logs url shell exec doctor gpu-check report build rebuild wheels train study tensorboard prepare demo notebooks notebooks-check test test-browser test-container lint bench clean
 
 PY := .venv/bin/python
-LAB := $(PY) -m workspace_lib.tools.lab
+# One front door for three lanes. A host with Docker needs no .venv.
+FRONT := scripts/front.sh
+WISH = --device '$(DEVICE)' --engine '$(ENGINE)'
+RUN = $(FRONT) run $(WISH) --
 # What a person's shell may hold and a virtual environment must not see.
 unexport PYTHONPATH
 unexport PYTHONHOME
@@ -20,27 +23,63 @@ help: ## this list
 venv: ## make .venv and install everything (6.6 GB, once)
 	@scripts/make_venv.sh
 
-up: venv ## start JupyterLab and print its URL
-	@$(LAB) up --device '$(DEVICE)' --engine '$(ENGINE)'
+up: ## start JupyterLab and print its URL: GPU container, CPU container or .venv
+	@$(FRONT) up $(WISH)
 
-down: ## stop JupyterLab and its kernels
-	@[ -x $(PY) ] && $(LAB) down || { [ ! -x $(PY) ] && echo 'Nothing is installed here, so nothing runs.'; }
+down: ## stop JupyterLab and its kernels; data, volumes and images stay
+	@$(FRONT) down $(WISH)
 
-status: ## is it running, where, since when, which kernels
-	@[ -x $(PY) ] || { echo 'Not installed yet. Begin with: make up'; exit 0; }; $(LAB) status || [ $$? -eq 3 ]
+restart: ## down, then up in the same lane
+	@$(FRONT) restart $(WISH)
 
-logs: ## the end of JupyterLab's log (FOLLOW=1 keeps printing)
-	@[ -x $(PY) ] || { echo 'Not installed yet. Begin with: make up'; exit 0; }; $(LAB) logs $(if $(FOLLOW),--follow)
+status: ## what runs, where, since when; jobs, and how to go on with those cut off
+	@$(FRONT) status $(WISH)
+
+logs: ## the end of JupyterLab's log, or a job's: JOB=name (FOLLOW=1 keeps printing)
+	@$(FRONT) logs $(WISH) --job '$(JOB)' $(if $(FOLLOW),--follow)
 
 url: ## print the URL with its token again
-	@[ -x $(PY) ] || { echo 'Not installed yet. Begin with: make up'; exit 1; }; $(LAB) url
+	@$(FRONT) url $(WISH)
+
+shell: ## a shell where the lab runs
+	@$(RUN) bash
+
+exec: ## a command where the lab runs: make exec CMD='workspace config lenet/lenet5_mnist5k.py'
+	@$(RUN) bash -c "$$CMD"
+
+train: ## train: CONFIG=lenet/lenet5_mnist5k.py ARGS='--seed 1' (DETACH=1: as a job that outlives the terminal)
+	@$(FRONT) train $(WISH) --config '$(CONFIG)' "--args=$$ARGS" $(if $(DETACH),--detach)
+
+build: ## build the lab's image (OFFLINE=1: from docker/wheels; CA_CERT=file: a company's certificate)
+	@$(FRONT) build $(WISH)
+
+rebuild: ## build it from scratch, but for the compiled mmcv
+	@$(FRONT) rebuild $(WISH)
+
+wheels: ## fetch into docker/wheels all that a build needs, for one without a network
+	@$(FRONT) wheels $(WISH)
+
+gpu-check: ## does PyTorch compute on the GPU? Fails where one was asked for and is not there
+	@$(FRONT) gpu-check $(WISH)
+
+report: ## versions of driver, CUDA, cuDNN, torch, every package, image, commit: work_dirs/report.json
+	@$(FRONT) report $(WISH)
+
+study: ## mmclassification's source, editable, into third_party/, to step into with the debugger
+	@$(RUN) scripts/study.sh
+
+tensorboard: ## TensorBoard on http://127.0.0.1:6006, in a container
+	@$(FRONT) compose $(WISH) -- up --detach tensorboard
+
+prepare: ## a shell in a container that may write into the data set
+	@$(FRONT) compose $(WISH) -- run --rm prepare
 
 doctor: ## why the lab does not start here, and what mends it (LANE= FIX=1 JSON=1 EXPLAIN='message or file')
 	@scripts/doctor.sh --device '$(DEVICE)' --engine '$(ENGINE)' $(if $(LANE),--lane '$(LANE)') $(if $(FIX),--fix) \
 	  $(if $(JSON),--json) $(if $(EXPLAIN),--explain "$$EXPLAIN")
 
-demo: venv ## the whole way from config to report, in three minutes
-	@$(PY) -m workspace_lib.tools.demo
+demo: ## the whole way from config to report, in three minutes
+	@$(RUN) python -m workspace_lib.tools.demo
 
 notebooks: venv ## run notebooks/*.py and write the .ipynb files anew
 	@$(PY) -m workspace_lib.tools.notebooks
@@ -49,25 +88,28 @@ notebooks-check: venv ## run the notebooks, compare with what is committed
 	@$(PY) -m workspace_lib.tools.notebooks --check
 
 # One thread for each of torch's pools: with two cores and worker processes, more only get in each other's way.
-test: venv ## run the tests (ARGS='-k registry' for a part of them)
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q $(ARGS)
+test: ## run the tests (ARGS='-k registry' for a part of them)
+	@$(RUN) env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m pytest -q $(ARGS)
 
 test-browser: venv ## open the lab in a headless Chromium and run the tour
 	@$(PY) -m pytest -q -m browser tests/browser $(ARGS)
 
-lint: venv ## ruff and mypy
-	@status=0; $(PY) -m ruff check . || status=1; $(PY) -m mypy || status=1; exit $$status
+test-container: venv ## build the image on a stand-in base and prove the stack (Debian or Ubuntu, root; 20 min)
+	@tests/container/run $(ARGS)
 
-bench: venv ## run the benchmarks that need no GPU
+lint: venv ## ruff, mypy; hadolint, shellcheck, yamllint, the Compose schema
+	@status=0; $(PY) -m ruff check . || status=1; $(PY) -m mypy || status=1; scripts/lint_stack.sh || status=1; exit $$status
+
+bench: ## run the benchmarks that need no GPU
 	@for script in benchmarks/*.py; do \
 	  case $$script in *gpu*) continue;; esac; \
 	  [ -f "$$script" ] || { echo 'No benchmarks yet.'; exit 0; }; \
-	  echo "== $$script"; $(PY) "$$script" || exit 1; \
+	  echo "== $$script"; $(RUN) python "$$script" || exit 1; \
 	done
 
 clean: ## remove .venv, caches and the lab's state (asks first)
 	@read -r -p 'Remove .venv, .lab, build and tool caches? Data, checkpoints and notebooks stay. [y/N] ' answer; \
 	[ "$$answer" = y ] || { echo 'Nothing removed.'; exit 0; }; \
-	[ ! -x $(PY) ] || $(LAB) down || true; \
+	$(FRONT) down $(WISH) || true; \
 	rm -rf .venv .lab build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache; \
 	find . -name __pycache__ -type d -not -path './third_party/*' -prune -exec rm -rf {} +; echo 'Clean.'

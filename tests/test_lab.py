@@ -261,13 +261,14 @@ class TestLane:
             monkeypatch.setattr(lab_module, 'probe_cuda', lambda: cuda)
         return fake
 
-    def test_docker_is_refused_with_the_reason(self):
-        with pytest.raises(LabError, match='container lane is not built yet'):
-            choose_lane(engine='docker')
+    def test_it_says_why_there_is_no_container(self, host):
+        host(driver=False)
+        said = choose_lane('cpu', 'no Docker on this host')[1]
+        assert said.startswith('Lane: local environment (no Docker on this host), ')
 
     def test_gpu_without_a_driver_is_refused_with_the_way_on(self, host):
         host(driver=False)
-        with pytest.raises(LabError, match='container lane is not built yet(?s:.*)DEVICE=cpu'):
+        with pytest.raises(LabError, match='no NVIDIA driver(?s:.*)DEVICE=cpu'):
             choose_lane('gpu')
 
     def test_host_without_gpu_runs_on_the_cpu_and_says_so(self, host):

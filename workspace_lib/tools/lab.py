@@ -29,7 +29,6 @@ FIRST_PORT = 8888
 CHECKOUT = Path(__file__).resolve().parents[2]
 # A person's own settings that would send the server or its kernels to another Python, port or token.
 FOREIGN_VARIABLES = ('JUPYTER', 'PYTHONPATH', 'PYTHONHOME', 'MPLBACKEND')
-NO_CONTAINER_YET = 'the container lane is not built yet in this version'
 
 
 class LabError(Exception):
@@ -53,13 +52,13 @@ class Lab:
 
     # --- what a caller asks for -------------------------------------------------------------------
 
-    def up(self, device: str = 'auto', engine: str = 'auto', seconds: float = 90) -> str:
+    def up(self, device: str = 'auto', because: str = '', seconds: float = 90) -> str:
         """Start the server unless it runs, wait until it is healthy, and return its URL, token included.
 
         Raises:
             LabError: it cannot be had as asked, ended at its start, or was not healthy within ``seconds``.
         """
-        chosen, why = choose_lane(device, engine)
+        chosen, why = choose_lane(device, because)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         with self._locked():
@@ -226,21 +225,22 @@ class Lab:
 # --- which lane -------------------------------------------------------------------------------
 
 
-def choose_lane(device: str = 'auto', engine: str = 'auto') -> tuple[str, str]:
+def choose_lane(device: str = 'auto', because: str = '') -> tuple[str, str]:
     """Return (``cpu`` or ``cuda``, one line that says which lane it is and why).
+
+    Args:
+        because: why it is this lane and no container, as `lanes.choose_lane` says it.
 
     Raises:
         LabError: what was asked for cannot be had; or a driver is loaded, but PyTorch cannot use the GPU.
     """
-    if engine == 'docker':
-        raise LabError(f'ENGINE=docker: {NO_CONTAINER_YET}. Leave ENGINE out: the lab then runs in .venv')
-    lane = f'Lane: local environment ({NO_CONTAINER_YET}), '
+    lane = f'Lane: local environment{f" ({because})" if because else ""}, '
     if device == 'cpu':
         return 'cpu', f'{lane}on the CPU (DEVICE=cpu)'
     if not nvidia_driver_loaded():
         if device == 'gpu':
-            raise LabError('DEVICE=gpu: no NVIDIA driver is loaded on this host, and '
-                           f'{NO_CONTAINER_YET}. Install the driver, or go on with: make up DEVICE=cpu')
+            raise LabError('DEVICE=gpu: no NVIDIA driver is loaded on this host. Install the driver '
+                           '(scripts/setup_ubuntu.sh driver), or go on with: make up DEVICE=cpu')
         return 'cpu', f'{lane}on the CPU (no NVIDIA driver is loaded on this host)'
     name, complaint = probe_cuda()
     if not name:
@@ -337,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('action', choices=['up', 'down', 'status', 'logs', 'url'])
     parser.add_argument('--root', type=Path, default=CHECKOUT, help='folder to show (the checkout)')
     parser.add_argument('--device', choices=['auto', 'cpu', 'gpu'], default='auto')
-    parser.add_argument('--engine', choices=['auto', 'local', 'docker'], default='auto')
+    parser.add_argument('--why', default='', help='up: why there is no container, for the line it prints')
     parser.add_argument('--follow', '-f', action='store_true', help='logs: keep printing')
     args = parser.parse_args(argv)
     try:
@@ -355,7 +355,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     lab = Lab(args.root)
     if args.action == 'up':
-        print(f'JupyterLab is ready:\n\n    {lab.up(args.device, args.engine)}\n\nStop it with: make down')
+        print(f'JupyterLab is ready:\n\n    {lab.up(args.device, args.why)}\n\nStop it with: make down')
     elif args.action == 'down':
         print('Stopped.' if lab.down() else 'Nothing was running.')
     elif args.action == 'url':

@@ -1,0 +1,18 @@
+#!/bin/bash
+# wheels.sh OUT: everything a build of this image fetches, into OUT/pip. (System packages: stage debs.)
+set -euo pipefail
+out=$1
+here=$(dirname "$0")
+mkdir -p "$out/pip"
+python "$here/wanted.py" /pyproject.toml lab demo > /tmp/wanted.txt
+"$here/pip.sh" wheel --wheel-dir "$out/pip" --requirement /tmp/wanted.txt --requirement /requirements/image.txt \
+    setuptools wheel packaging
+"$here/pip.sh" wheel --wheel-dir "$out/pip" --no-deps mmcls
+for package in mmcv-full mmcv; do
+    MMCV_WITH_OPS=0 "$here/pip.sh" download --dest "$out/pip" --no-deps --no-build-isolation --no-binary "$package" "$package==1.7.2"
+done
+# torch is in the base; where this image had to bring the CPU build, so must the next.
+if python -c 'import sys, torch; sys.exit(not torch.__file__.startswith(sys.prefix))'; then
+    "$here/pip.sh" download --dest "$out/pip" --extra-index-url "$TORCH_INDEX" --requirement /requirements/cpu.txt
+fi
+rm /tmp/wanted.txt

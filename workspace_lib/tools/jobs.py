@@ -1,0 +1,175 @@
+"""Jobs that outlive the terminal, the browser and the Jupyter server: ``make train CONFIG=... DETACH=1``.
+
+In: a command. Out: ``.lab/jobs/NAME/`` with its log and a record, from which it can be told later, on either side of a
+container, whether the job runs, ended, or was cut off, and which command resumes it. Standard library alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .processes import process_start, write_private
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def folder_of(name: str, root: Path = CHECKOUT) -> Path:
+    return root / '.lab' / 'jobs' / name
+
+
+def new_name(config: str) -> str:
+    stem = re.sub(r'[^\w.-]', '_', Path(config).stem) or 'job'
+    return f'{stem}-{time.strftime("%m%d-%H%M%S")}'
+
+
+def run(name: str, command: list[str], root: Path = CHECKOUT, to_terminal: bool = False) -> int:
+    """Run the command to its end, with a record beside it; return its exit status.
+
+    A signal to end is passed on. A SIGKILL of us, as a stopped container gives, leaves a record that says so by itself:
+    the process it names is gone, and no end was written.
+    """
+    folder = folder_of(name, root)
+    folder.mkdir(parents=True)
+    log = None if to_terminal else open(folder / 'log', 'ab', buffering=0)  # noqa: SIM115 - closed with the process
+    process = subprocess.Popen(
+        command, cwd=root, stdout=log, stderr=log, stdin=None if to_terminal else subprocess.DEVNULL
+    )
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, frame: process.send_signal(received))
+    record = {
+        'name': name,
+        'command': command,
+        'place': place(),
+        'pid': process.pid,
+        'start': process_start(process.pid),
+        'began': time.time(),
+        'ended': None,
+        'status': None,
+    }
+    write_private(folder / 'job.json', json.dumps(record))
+    while True:
+        try:
+            status = process.wait()
+            break
+        except KeyboardInterrupt:  # the terminal gave it to the process too, which ends in its own way
+            continue
+    write_private(folder / 'job.json', json.dumps({**record, 'ended': time.time(), 'status': status}))
+    return status if status >= 0 else 128 - status
+
+
+def place() -> str:
+    """Where process numbers mean what they say: ``container`` or ``host``."""
+    return 'container' if os.environ.get('LAB_DEVICE') else 'host'
+
+
+def records(root: Path = CHECKOUT) -> Iterator[dict[str, Any]]:
+    """Oldest first; one that is being written or spoilt is left out."""
+    found = []
+    for file in (root / '.lab' / 'jobs').glob('*/job.json'):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(json.loads(file.read_text()))
+    yield from sorted(found, key=lambda record: record['began'])
+
+
+def states(root: Path = CHECKOUT, in_container: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """Records with ``state``: running, done, failed or cut off.
+
+    Args:
+        in_container: name -> state, as `alive` says in the container; None: none runs, so no job does in it.
+    """
+    here, found = place(), []
+    for record in records(root):
+        if record['ended'] is not None:
+            state = 'done' if record['status'] == 0 else 'failed'
+        elif record['place'] == here:
+            state = 'running' if process_start(record['pid']) == record['start'] else 'cut off'
+        else:
+            state = (in_container or {}).get(record['name'], 'cut off')
+        found.append({**record, 'state': state})
+    return found
+
+
+def told(jobs: list[dict[str, Any]], root: Path = CHECKOUT, ended: int = 3) -> str:
+    """Lines for ``make status``: those that run, those cut off and not taken up again, the last few that ended."""
+    lines = []
+    last = [job for job in jobs if job['state'] in ('done', 'failed')][-ended:]
+    for number, job in enumerate(jobs):
+        again = any(work_dir(later['command']) == work_dir(job['command']) for later in jobs[number + 1 :])
+        if job['state'] == 'cut off' and not again:
+            lines += [f'  {job["name"]}  cut off; go on with:', f'      {resume_command(job["command"], root)}']
+        elif job['state'] == 'running':
+            lines.append(f'  {job["name"]}  running (pid {job["pid"]}); follow it: make logs JOB={job["name"]}')
+        elif job in last:
+            how = (
+                'done'
+                if job['state'] == 'done'
+                else f'failed with status {job["status"]}; see make logs JOB={job["name"]}'
+            )
+            lines.append(f'  {job["name"]}  {how}')
+    return '\n'.join(['Jobs:', *lines] if lines else [])
+
+
+def work_dir(command: list[str]) -> str:
+    """The folder of a training run: ``--work-dir``, else what ``workspace train`` makes of the config's name."""
+    for number, word in enumerate(command):
+        if word == '--work-dir' and number + 1 < len(command):
+            return command[number + 1]
+        if word.startswith('--work-dir='):
+            return word.partition('=')[2]
+    config = command[2] if len(command) > 2 else ''
+    return f'work_dirs/{Path(config).stem}'
+
+
+def resume_command(command: list[str], root: Path = CHECKOUT) -> str:
+    """What to type to go on: from the newest checkpoint, or from the start when there is none yet."""
+    if command[:2] != ['workspace', 'train'] or len(command) < 3:
+        return shlex.join(command)
+    checkpoint = f'{work_dir(command)}/latest.pth'
+    rest = _without(command[3:], ('--resume-from', '--load-from'))
+    if (root / checkpoint).exists():
+        rest += ['--resume-from', checkpoint]
+    args = f' ARGS={shlex.quote(shlex.join(rest))}' if rest else ''
+    return f'make train CONFIG={shlex.quote(command[2])}{args} DETACH=1'
+
+
+def _without(words: list[str], options: tuple[str, ...]) -> list[str]:
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in options:
+            skip = True
+        elif not word.startswith(tuple(f'{option}=' for option in options)):
+            kept.append(word)
+    return kept
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='python -m workspace_lib.tools.jobs')
+    actions = parser.add_subparsers(dest='action', required=True)
+    runner = actions.add_parser('run')
+    runner.add_argument('--terminal', action='store_true')
+    runner.add_argument('name')
+    runner.add_argument('command', nargs=argparse.REMAINDER)
+    actions.add_parser('alive')
+    args = parser.parse_args(argv)
+    if args.action == 'run':
+        return run(args.name, args.command[args.command[:1] == ['--'] :], to_terminal=args.terminal)
+    print(json.dumps({job['name']: job['state'] for job in states()}))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
