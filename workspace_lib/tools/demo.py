@@ -27,11 +27,9 @@ from .table import Table
 
 DIGITS, PHOTOS = 'lenet/lenet5_mnist5k.py', 'efficientnet/efficientnet-lite0_in1k.py'
 WEIGHTS = 'packaged://efficientnet-lite0'
-SEED = 0
 TITLE = 'From a config file to a tested classifier'
 LEAD = '''One walk through an image classifier: from a config file to a trained, tested, explained model, by the same
 functions that `workspace train`, `test` and `infer` call.'''
-WORST = 'Wrong, and sure of it: the confidence in the answer against that in the right one. Could you read them all?'
 NEXT = f'''
 workspace config {DIGITS} --origin
 workspace infer PHOTO.jpg {PHOTOS} {WEIGHTS}
@@ -76,12 +74,11 @@ class Demo:
     def registry(self) -> Stage:
         with trace_builds() as trace:
             self.classifier = init_model(PHOTOS, WEIGHTS, self.device)
-            set_random_seed(SEED)
+            set_random_seed(0)
             self.untrained = init_model(self.cfg, None, self.device)
         imports = '\n'.join(map(shown, MODELS.registered_by('LeNet5'))).replace(f'{CONFIGS.parents[1]}/', '')
         return f'{len(trace.records)} builds', ''.join([
-            report.paragraph('A config names classes, a registry finds and builds them. This is what was built, from '
-                             'the outside in: registry, file and line, parameters, time.'),
+            report.paragraph('A config names classes, a registry finds and builds them, from the outside in:'),
             f'<div class="tree">{trace._repr_html_()}</div>',
             report.paragraph('Why did the registry know `LeNet5`? These imports led to the class, the last line:'),
             report.code(imports)])
@@ -94,8 +91,7 @@ class Demo:
             names.append(f'{Path(name).stem}: {best[0][0]}')
             cards.append(report.prediction_card(decode(path), name, photo, best))
         return ', '.join(names[:2]), ''.join([
-            report.paragraph('EfficientNet-Lite0 with its ImageNet weights. It can only answer with one of 1,000 '
-                             'classes, and there is no dahlia among them.'),
+            report.paragraph('EfficientNet-Lite0 with its ImageNet weights. Among its 1,000 classes is no dahlia.'),
             f'<div class="cards">{"".join(cards)}</div>'])
 
     def test(self) -> Stage:
@@ -103,8 +99,7 @@ class Demo:
         before, _ = self.evaluate(self.untrained)
         self.facts.append(('accuracy before training', f'{before:.1f} %'))
         return f'untrained LeNet-5: {before:.1f} %', report.paragraph(
-            f'LeNet-5 as it was initialised, on {len(self.dataset):,} held-out digits: {before:.1f} % accuracy. Ten '
-            'classes of equal size: guessing gives 10 %.')
+            f'LeNet-5 as initialised: {before:.1f} % of {len(self.dataset):,} held-out digits. Guessing gives 10 %.')
 
     def evaluate(self, model: torch.nn.Module) -> tuple[float, list]:
         results = single_gpu_test(model, build_loader(self.cfg, 'test', self.dataset, self.device), progress=False)
@@ -112,11 +107,11 @@ class Demo:
 
     def train(self) -> Stage:
         torch.set_num_threads(1)  # the network is so small that a second thread would mostly wait for the first
-        commands.train(self.cfg, str(self.folder), seed=SEED, device=str(self.device), options={'log_level': 'WARNING'})
+        commands.train(self.cfg, str(self.folder), seed=0, device=str(self.device), options={'log_level': 'WARNING'})
         curves = plots.learning_curves(plots.read_log(self.folder))
         digits, epochs = len(build_dataset(self.cfg.data.train)), self.cfg.runner.max_epochs
         return f'{epochs} epochs of {digits:,} digits', ''.join([
-            report.paragraph(f'{digits:,} digits, {epochs} epochs, seed {SEED}, on {describe_device(self.device)}, '
+            report.paragraph(f'{digits:,} digits, {epochs} epochs, seed 0, on {describe_device(self.device)}, '
                              'evaluated after every epoch.'), report.figure(curves)])
 
     def checkpoint(self) -> Stage:
@@ -135,11 +130,11 @@ class Demo:
         labels = self.dataset.get_gt_labels()
         self.facts.insert(0, ('accuracy on held-out digits', f'{accuracy:.1f} %'))
         return f'trained LeNet-5: {accuracy:.1f} %', ''.join([
-            report.paragraph(f'A fresh model with the weights of the checkpoint: {accuracy:.1f} % of {len(labels):,} '
-                             'held-out digits are right.'),
+            report.paragraph(f'A fresh model, the weights of the checkpoint: {accuracy:.1f} % of the digits are right.'),
             '<h3>Which digits are taken for which</h3>',
             report.figure(plots.confusion_matrix(results, labels, self.dataset.CLASSES)),
-            '<h3>The worst mistakes</h3>', report.paragraph(WORST),
+            '<h3>The worst mistakes</h3>',
+            report.paragraph('Wrong, and sure of it: the confidence in the answer against that in the right one.'),
             report.mistake_grid(self.dataset, plots.find_mistakes(results, labels, 16))])
 
 
