@@ -130,7 +130,7 @@ class Demo:
         labels = self.dataset.get_gt_labels()
         self.facts.insert(0, ('accuracy on held-out digits', f'{accuracy:.1f} %'))
         return f'trained LeNet-5: {accuracy:.1f} %', ''.join([
-            report.paragraph(f'A fresh model, the weights of the checkpoint: {accuracy:.1f} % of the digits are right.'),
+            report.paragraph(f'A fresh model, weights from the checkpoint: {accuracy:.1f} % of the digits are right.'),
             '<h3>Which digits are taken for which</h3>',
             report.figure(plots.confusion_matrix(results, labels, self.dataset.CLASSES)),
             '<h3>The worst mistakes</h3>',
