@@ -63,6 +63,13 @@ def test_a_misspelt_key_is_refused_with_its_line(tmp_path, key, meant):
         load_config(tmp_path / 'c.py')
 
 
+def test_options_leave_the_callers_config_alone(tmp_path):
+    (tmp_path / 'c.py').write_text('model = dict(depth=1)\n')
+    mine = load_config(tmp_path / 'c.py')
+    assert load_config(mine, {'model.depth': 2}).model.depth == 2
+    assert mine.model.depth == 1 and load_config(mine).origin('model.depth').line == 1
+
+
 def test_a_variable_of_ones_own_is_no_misspelling(tmp_path):
     (tmp_path / 'c.py').write_text('_optimzer = 1\nimg_norm_cfg = dict(a=1)\ntrain_pipeline = []\n')
     assert load_config(tmp_path / 'c.py').img_norm_cfg.a == 1

@@ -42,10 +42,10 @@ def select_device(name: str | torch.device = 'auto') -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """``cuda:0 (NVIDIA H100)`` or ``cpu (2 threads)``."""
+    """``cuda:0 (NVIDIA H100)`` or ``cpu (torch threads: 2, cores: 2)``."""
     if device.type == 'cuda':
         return f'{device} ({torch.cuda.get_device_name(device)})'
-    return f'cpu ({torch.get_num_threads()} threads of {os.cpu_count()} cores)'
+    return f'cpu (torch threads: {torch.get_num_threads()}, cores: {os.cpu_count()})'
 
 
 class Precision:

@@ -88,7 +88,8 @@ class LoggerHook(Hook):
         entry = dict(mode='train', epoch=runner.epoch + 1, iter=runner.inner_iter + 1,
                      lr=runner.current_lr()[0], **averages)
         if averages.get('time'):
-            entry['images_per_second'] = runner.outputs['num_samples'] * runner.world_size / averages['time']
+            samples = runner.log_buffer.count('loss', n) * runner.world_size
+            entry['images_per_second'] = samples / (averages['time'] * n)
         if runner.precision.device.type == 'cuda':
             entry['memory'] = torch.cuda.max_memory_allocated(runner.precision.device) // 2**20  # MiB
         return entry

@@ -4,6 +4,7 @@ In: what a person typed. Out: a ``Config``.
 """
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from pathlib import Path
@@ -29,7 +30,7 @@ def load_config(config: str | os.PathLike | Config, options: dict | None = None)
             the config.
     """
     if isinstance(config, Config):
-        cfg = config
+        cfg = copy.deepcopy(config)  # the caller's stays as it is
     else:
         packaged = CONFIGS / config
         cfg = Config.fromfile(str(packaged if packaged.is_file() and not Path(config).is_file() else config))

@@ -43,6 +43,10 @@ class LogBuffer:
         """The weighted mean of the last `n` values of each name."""
         return {name: _mean(list(entries)[-n:]) for name, entries in self.values.items()}
 
+    def count(self, name: str, n: int) -> int:
+        """Samples behind the last `n` values of a name."""
+        return sum(count for _, count in list(self.values.get(name, ()))[-n:])
+
     def clear(self) -> None:
         self.values.clear()
 
