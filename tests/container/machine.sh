@@ -5,7 +5,7 @@
 set -euo pipefail
 
 BASE=localhost/workspace-base:test
-PYTHON=${PYTHON:-.venv/bin/python}
+PYTHON=${PYTHON:-$PWD/.venv/bin/python}
 TORCH=2.14.0
 TORCHVISION=0.29.0
 
@@ -55,17 +55,19 @@ start_engine() {
     fi
     [ "$(id -u)" = 0 ] || die 'no Docker daemon answers, and only root can start one'
     mkdir -p "$WORK/hook"
+    # To leave the network as it was found.
+    ! command -v iptables-save > /dev/null || iptables-save > "$WORK/iptables"
+    [ ! -e /sys/class/net/docker0 ] || touch "$WORK/docker0-was-there"
     export DOCKER_HOST=unix://$WORK/docker.sock
     # hook/ is where a stand-in for the NVIDIA runtime hook is put: the daemon looks for it when it starts.
     install -m 755 tests/container/nvidia-container-runtime-hook "$WORK/hook/"
-    HOOK_RECORD=$WORK/hook-record launch_daemon
-    ENGINE_IS_OURS=yes
+    export ENGINE_IS_OURS=yes
+    launch_daemon
     say 'dockerd runs'
 }
 
 launch_daemon() {
-    export HOOK_RECORD
-    PATH=$WORK/hook:$PATH setsid dockerd --host "$DOCKER_HOST" --data-root "$WORK/docker" --exec-root "$WORK/docker-run" \
+    HOOK_RECORD=$WORK/hook-record PATH=$WORK/hook:$PATH setsid dockerd --host "$DOCKER_HOST" --data-root "$WORK/docker" --exec-root "$WORK/docker-run" \
         --pidfile "$WORK/dockerd.pid" --iptables=true >> "$WORK/dockerd.log" 2>&1 < /dev/null &
     local tries
     for tries in $(seq 150); do

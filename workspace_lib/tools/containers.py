@@ -283,11 +283,15 @@ class Stack:
 
     def up(self) -> str:
         """Start it unless it runs, wait until it is healthy to us and to nobody without the token; return the URL."""
-        self.call(
-            self.compose('up', '--detach', '--no-build', '--wait', '--wait-timeout', str(START_SECONDS), self.service),
-            'starting the container',
-            quiet=True,
+        words = self.compose(
+            'up', '--detach', '--no-build', '--wait', '--wait-timeout', str(START_SECONDS), self.service
         )
+        try:
+            self.call(words, 'starting the container', quiet=True)
+        except LaneError as error:  # nothing half-started is left behind; what it said is
+            log = self.log_end()
+            self.call(self.compose('down'), 'stopping the container', quiet=True)
+            raise LaneError(f'{error}{log}') from None
         port, token = self.port(), self.lab.token()
         if get(port, '/api/status')[0] != 403:
             self.down()
@@ -301,6 +305,13 @@ class Stack:
         uid, gid, _ = person(self.host, self.root)
         give(self.lab.folder / 'lane.json', uid, gid)
         return self.url()
+
+    def log_end(self) -> str:
+        done = subprocess.run(
+            ['docker', 'logs', '--tail', '20', self.name], text=True, stdin=subprocess.DEVNULL, capture_output=True
+        )
+        said = (done.stdout + done.stderr).strip() if done.returncode == 0 else ''
+        return f'The end of its log:\n{said}' if said else ''
 
     def down(self) -> None:
         """Stop and remove the containers of this project and their network; volumes, images and data stay."""
@@ -380,7 +391,9 @@ def copy_wheels(source: Path, target: Path) -> None:
 def host_report(root: Path, host: Host, stack: Stack | None) -> dict[str, Any]:
     """What only the host knows: its driver and kernel, Docker, the image's id, the commit."""
     facts = Facts(host, str(root))
-    commit = host.run('git', '-C', str(root), 'describe', '--always', '--dirty=+', '--abbrev=12')
+    # The checkout may be another person's than the caller's (root's): named as safe, for this call.
+    git = ['git', '-c', f'safe.directory={root}', '-C', str(root)]
+    commit = host.run(*git, 'describe', '--always', '--dirty=+', '--abbrev=12')
     report: dict[str, Any] = {
         'commit': commit.text if commit.ok else None,
         'system': platform.platform(),

@@ -313,8 +313,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--job', default='')
     parser.add_argument('--config', default='')
     parser.add_argument('--args', default='')
-    parser.add_argument('command', nargs='*')
-    args = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index('--') if '--' in words else len(words)  # what follows is the command's own
+    args = parser.parse_args(words[:cut])
+    args.command = words[cut + 1 :]
     try:
         return act(Front(args.root, args.device, args.engine), args)
     except (LaneError, LabError) as error:

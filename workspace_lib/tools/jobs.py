@@ -43,9 +43,9 @@ def run(name: str, command: list[str], root: Path = CHECKOUT, to_terminal: bool 
     folder = folder_of(name, root)
     folder.mkdir(parents=True)
     log = None if to_terminal else open(folder / 'log', 'ab', buffering=0)  # noqa: SIM115 - closed with the process
-    process = subprocess.Popen(
-        command, cwd=root, stdout=log, stderr=log, stdin=None if to_terminal else subprocess.DEVNULL
-    )
+    env = {**os.environ, 'PYTHONUNBUFFERED': '1'}  # a log is for following
+    stdin = None if to_terminal else subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=root, stdout=log, stderr=log, stdin=stdin, env=env)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, frame: process.send_signal(received))
     record = {
