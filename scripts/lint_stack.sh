@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Static checks of the container stack and of every shell script; the linters are of the lock, and none needs a network.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 bin=.venv/bin
 status=0
 check() { "$bin/$1" "${@:2}" || { echo "$1 found the above" >&2; status=1; }; }

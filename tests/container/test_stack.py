@@ -3,6 +3,7 @@
 tests/container/run makes the engine, the base image and a checkout that belongs to uid 12345, named by LAB_CHECKOUT.
 The tests stand in the order of a lab's life; each asks one thing.
 """
+
 from __future__ import annotations
 
 import json
@@ -24,8 +25,11 @@ CHECKOUT = Path(os.environ.get('LAB_CHECKOUT', '/nonexistent'))
 NAME = 'workspace-lab'
 OWNER, OTHER = 12345, 1000
 RECIPE = 'lenet/lenet5_mnist5k.py'
-pytestmark = [pytest.mark.container, pytest.mark.timeout(900),
-              pytest.mark.skipif(not CHECKOUT.exists(), reason='run by make test-container')]
+pytestmark = [
+    pytest.mark.container,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not CHECKOUT.exists(), reason='run by make test-container'),
+]
 
 
 def run(*words: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -63,8 +67,11 @@ class Api:
 
     def call(self, path: str, token: str = '', method: str = 'GET', body: Any = None) -> tuple[int, Any]:
         request = urllib.request.Request(
-            f'http://127.0.0.1:{self.port}{path}', method=method, data=None if body is None else json.dumps(body).encode(),
-            headers={'Authorization': f'token {token}'} if token else {})
+            f'http://127.0.0.1:{self.port}{path}',
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={'Authorization': f'token {token}'} if token else {},
+        )
         try:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
                 return answer.status, json.loads(answer.read() or b'null')
@@ -99,7 +106,9 @@ class TestUp:
     def test_health_is_what_docker_says_too(self, api):
         assert api.healthy() and inspect('{{.State.Health.Status}}') == 'healthy'
 
-    @pytest.mark.parametrize('path', ['/api/status', '/api/kernels', '/api/contents', '/api/sessions', '/api/terminals'])
+    @pytest.mark.parametrize(
+        'path', ['/api/status', '/api/kernels', '/api/contents', '/api/sessions', '/api/terminals']
+    )
     def test_only_the_token_gets_in(self, api, path):
         assert [api.call(path, token)[0] for token in ('', 'wrong', api.token)] == [403, 403, 200]
 
@@ -135,10 +144,24 @@ class TestKernel:
     def test_cell_imports_torch_and_the_library_from_the_mount(self, api, kernel):
         socket = self.connect(api, kernel, api.token)
         code = 'import torch, workspace_lib; print(torch.__version__, workspace_lib.__file__)'
-        header = {'msg_id': uuid.uuid4().hex, 'msg_type': 'execute_request', 'username': '', 'session': uuid.uuid4().hex,
-                  'version': '5.3'}
-        socket.send(json.dumps({'header': header, 'parent_header': {}, 'metadata': {}, 'channel': 'shell',
-                                'content': {'code': code, 'silent': False}}))
+        header = {
+            'msg_id': uuid.uuid4().hex,
+            'msg_type': 'execute_request',
+            'username': '',
+            'session': uuid.uuid4().hex,
+            'version': '5.3',
+        }
+        socket.send(
+            json.dumps(
+                {
+                    'header': header,
+                    'parent_header': {},
+                    'metadata': {},
+                    'channel': 'shell',
+                    'content': {'code': code, 'silent': False},
+                }
+            )
+        )
         printed = ''
         while True:
             message = json.loads(socket.recv())
@@ -165,15 +188,18 @@ class TestBox:
 
     def test_no_capability_and_no_way_to_get_one(self, up):
         said = inside('grep -E "^(CapEff|CapBnd|NoNewPrivs)" /proc/1/status')
-        assert said.split() == ['CapEff:', '0' * 16, 'CapBnd:', '0' * 16, 'NoNewPrivs:', '1'] or \
-            sorted(said.split('\n')) == [f'CapBnd:\t{"0" * 16}', f'CapEff:\t{"0" * 16}', 'NoNewPrivs:\t1']
+        assert said.split() == ['CapEff:', '0' * 16, 'CapBnd:', '0' * 16, 'NoNewPrivs:', '1'] or sorted(
+            said.split('\n')
+        ) == [f'CapBnd:\t{"0" * 16}', f'CapEff:\t{"0" * 16}', 'NoNewPrivs:\t1']
 
     def test_uid_has_a_name_and_a_home(self, up):
-        assert inside('id -un; python -c "import getpass, os; print(getpass.getuser(), os.path.expanduser(\'~\'))"') \
+        assert (
+            inside('id -un; python -c "import getpass, os; print(getpass.getuser(), os.path.expanduser(\'~\'))"')
             == f'lab\nlab /home/{OWNER}'
+        )
 
     def test_shared_memory_is_what_was_asked_for(self, up):
-        assert inside('df --block-size=1 --output=size /dev/shm | tail -1') == str(1024 ** 3)
+        assert inside('df --block-size=1 --output=size /dev/shm | tail -1') == str(1024**3)
 
     def test_file_in_the_mount_is_the_persons(self, up):
         inside('touch /workspace/work_dirs/mine')
@@ -186,16 +212,33 @@ class TestBox:
         assert done.returncode == 0 and (CHECKOUT / 'datasets' / 'written').stat().st_uid == OWNER
 
     def test_token_is_in_no_inspection_no_history_no_log_no_command_line(self, api):
-        texts = [run('docker', 'inspect', NAME).stdout, run('docker', 'inspect', f'{NAME}:cpu').stdout,
-                 run('docker', 'history', '--no-trunc', f'{NAME}:cpu').stdout, run('docker', 'top', NAME, '-eo', 'pid,args').stdout]
+        texts = [
+            run('docker', 'inspect', NAME).stdout,
+            run('docker', 'inspect', f'{NAME}:cpu').stdout,
+            run('docker', 'history', '--no-trunc', f'{NAME}:cpu').stdout,
+            run('docker', 'top', NAME, '-eo', 'pid,args').stdout,
+        ]
         log = run('docker', 'logs', NAME)
         assert all(api.token not in text for text in (*texts, log.stdout, log.stderr))
 
     def test_empty_token_is_refused(self, up, tmp_path):
         empty = tmp_path / 'token'
         empty.touch()
-        done = run('docker', 'run', '--rm', '--user', '1:1', '-v', f'{empty}:/t:ro', '-e', 'JUPYTER_TOKEN_FILE=/t',
-                   '-e', 'HOME=/tmp', f'{NAME}:cpu', check=False)
+        done = run(
+            'docker',
+            'run',
+            '--rm',
+            '--user',
+            '1:1',
+            '-v',
+            f'{empty}:/t:ro',
+            '-e',
+            'JUPYTER_TOKEN_FILE=/t',
+            '-e',
+            'HOME=/tmp',
+            f'{NAME}:cpu',
+            check=False,
+        )
         assert done.returncode and 'let anyone in' in done.stderr
 
     def test_root_is_refused(self, up):
@@ -214,10 +257,16 @@ class TestImage:
         assert inside('python -c "import torch; print(torch.__file__)"').startswith('/usr/')
 
     def test_what_we_add_stays_under_1500_mb(self, up):
-        sizes = [int(line) for line in run('docker', 'history', '--human=false', '--format', '{{.Size}}', f'{NAME}:cpu')
-                 .stdout.split()]
-        base = [int(line) for line in run('docker', 'history', '--human=false', '--format', '{{.Size}}',
-                                          os.environ['CPU_BASE_IMAGE']).stdout.split()]
+        sizes = [
+            int(line)
+            for line in run('docker', 'history', '--human=false', '--format', '{{.Size}}', f'{NAME}:cpu').stdout.split()
+        ]
+        base = [
+            int(line)
+            for line in run(
+                'docker', 'history', '--human=false', '--format', '{{.Size}}', os.environ['CPU_BASE_IMAGE']
+            ).stdout.split()
+        ]
         ops = int(inside('du -sb /opt/venv/lib/python3*/site-packages/mmcv | cut -f1'))
         added = sum(sizes) - sum(base) - ops
         print(f'\nadded to the base: {added / 1e6:.0f} MB, and mmcv {ops / 1e6:.0f} MB')
@@ -226,8 +275,19 @@ class TestImage:
 
 class TestCommands:
     def test_training_as_in_the_readme_leaves_the_persons_checkpoint(self, up):
-        done = run('docker', 'exec', NAME, 'workspace', 'train', RECIPE, '--cfg-options', 'runner.max_epochs=1',
-                   '--work-dir', 'work_dirs/literal', check=False)
+        done = run(
+            'docker',
+            'exec',
+            NAME,
+            'workspace',
+            'train',
+            RECIPE,
+            '--cfg-options',
+            'runner.max_epochs=1',
+            '--work-dir',
+            'work_dirs/literal',
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         found = (CHECKOUT / 'work_dirs' / 'literal' / 'latest.pth').stat()
         assert (found.st_uid, found.st_gid) == (OWNER, OWNER)
@@ -253,8 +313,12 @@ class TestLifeAndDeath:
     def start_job(self, name: str, epochs: int) -> dict[str, Any]:
         """A detached training run; its record once it has begun."""
         before = {file.parent.name for file in (CHECKOUT / '.lab' / 'jobs').glob('*/job.json')}
-        make('train', f'CONFIG={RECIPE}', 'DETACH=1',
-             f'ARGS=--work-dir work_dirs/{name} --cfg-options runner.max_epochs={epochs}')
+        make(
+            'train',
+            f'CONFIG={RECIPE}',
+            'DETACH=1',
+            f'ARGS=--work-dir work_dirs/{name} --cfg-options runner.max_epochs={epochs}',
+        )
         new = {file.parent.name for file in (CHECKOUT / '.lab' / 'jobs').glob('*/job.json')} - before
         return json.loads((CHECKOUT / '.lab' / 'jobs' / new.pop() / 'job.json').read_text())
 
@@ -262,11 +326,19 @@ class TestLifeAndDeath:
         return run('docker', 'top', NAME, '-eo', fields).stdout.splitlines()[1:]
 
     def jupyter(self) -> int | None:
-        return next((int(line.split()[0]) for line in self.processes() if 'jupyter' in line and 'entrypoint' not in line
-                     and 'lab --no-browser' in line), None)
+        return next(
+            (
+                int(line.split()[0])
+                for line in self.processes()
+                if 'jupyter' in line and 'entrypoint' not in line and 'lab --no-browser' in line
+            ),
+            None,
+        )
 
     def alive(self, job: dict[str, Any]) -> bool:
-        return inside(f'kill -0 {job["pid"]} && tr "\\0" " " < /proc/{job["pid"]}/cmdline', check=False).find('train') > 0
+        return (
+            inside(f'kill -0 {job["pid"]} && tr "\\0" " " < /proc/{job["pid"]}/cmdline', check=False).find('train') > 0
+        )
 
     def test_killed_server_is_back_and_the_job_never_noticed(self, api):
         job = self.start_job('survivor', 400)
@@ -330,8 +402,18 @@ class TestAnotherUser:
         make('down')
 
     def test_it_trains_and_the_files_are_theirs(self):
-        run('docker', 'exec', NAME, 'workspace', 'train', RECIPE, '--cfg-options', 'runner.max_epochs=1', '--work-dir',
-            'work_dirs/other')
+        run(
+            'docker',
+            'exec',
+            NAME,
+            'workspace',
+            'train',
+            RECIPE,
+            '--cfg-options',
+            'runner.max_epochs=1',
+            '--work-dir',
+            'work_dirs/other',
+        )
         found = (CHECKOUT / 'work_dirs' / 'other' / 'latest.pth').stat()
         assert (found.st_uid, found.st_gid) == (OTHER, OTHER)
         assert inside('id -u; touch ~/x && stat -c %u ~/x') == f'{OTHER}\n{OTHER}'
@@ -363,10 +445,17 @@ class TestGpuRequest:
         recorded = json.loads((work / 'hook-record').read_text())
         assert recorded['argv'] == ['prestart'] and 'NVIDIA_VISIBLE_DEVICES=all' in recorded['env']
 
-    @pytest.mark.parametrize('error, symptom', [
-        ('nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0', 'cuda-too-new'),
-        ("nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: cannot open shared object "
-         "file", 'driver-libraries')])
+    @pytest.mark.parametrize(
+        'error, symptom',
+        [
+            ('nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0', 'cuda-too-new'),
+            (
+                'nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: cannot open '
+                'shared object file',
+                'driver-libraries',
+            ),
+        ],
+    )
     def test_refusal_of_the_hook_is_a_symptom_that_doctor_knows(self, error, symptom):
         refuse = self.hooked() / 'hook-refuse'
         refuse.write_text(error)
@@ -380,6 +469,7 @@ class TestGpuRequest:
 
     def test_without_the_hook_docker_says_what_doctor_knows(self):
         from workspace_lib.tools.doctor import recognise
+
         done = run('docker', 'run', '--rm', '--gpus', 'all,capabilities=nonesuch', f'{NAME}:cpu', 'true', check=False)
         assert done.returncode
         assert [found.symptom.key for found in recognise(done.stderr)][:1] == ['toolkit-missing'], done.stderr
@@ -394,8 +484,13 @@ def test_browser_opens_the_lab_in_the_container():
         url = make('url').stdout.strip()
         root = Path(__file__).parents[2]
         python = os.environ.get('PYTHON', '.venv/bin/python')
-        done = subprocess.run([python, '-m', 'pytest', '-q', '-m', 'browser', 'tests/browser'], cwd=root, text=True,
-                              capture_output=True, env={**os.environ, 'LAB_URL': url})
+        done = subprocess.run(
+            [python, '-m', 'pytest', '-q', '-m', 'browser', 'tests/browser'],
+            cwd=root,
+            text=True,
+            capture_output=True,
+            env={**os.environ, 'LAB_URL': url},
+        )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     finally:
         make('down')
