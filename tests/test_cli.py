@@ -201,6 +201,75 @@ def test_resuming_goes_on_to_the_same_weights(world, tmp_path):
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
 
+def test_dropout_goes_on_where_it_was_and_the_seed_comes_from_the_checkpoint(world, variant, tmp_path):
+    (tmp_path / 'dropping.py').write_text(
+        'import torch\nfrom workspace_lib.registry import BACKBONES\nfrom workspace_lib.models import ResNet\n'
+        '@BACKBONES.register_module(force=True)\nclass Dropping(ResNet):\n    def forward(self, x):\n'
+        '        return tuple(torch.nn.functional.dropout(y, 0.5, self.training) for y in super().forward(x))\n')
+    sys.path.insert(0, str(tmp_path))
+    try:
+        config = variant("backbone=dict(type='ResNet'", "backbone=dict(type='Dropping'")
+        Path(config).write_text(Path(config).read_text() + "custom_imports = dict(imports=['dropping'])\n")
+        more = ['--device', 'cpu']
+        assert main(['train', config, '--work-dir', str(tmp_path / 'whole'), *more]) == 0
+        assert main(['train', config, '--work-dir', str(tmp_path / 'other'), '--resume-from',
+                     str(tmp_path / 'whole' / 'epoch_1.pth'), *more]) == 0
+    finally:
+        sys.path.remove(str(tmp_path))
+    whole, resumed = (torch.load(tmp_path / name / 'epoch_2.pth', weights_only=True) for name in ('whole', 'other'))
+    assert whole['meta']['seed'] == resumed['meta']['seed']
+    assert all(torch.equal(v, resumed['state_dict'][k]) for k, v in whole['state_dict'].items())
+
+
+def test_a_resumed_run_keeps_its_best_and_its_newest(world, tmp_path):
+    run = tmp_path / 'run'
+    more = ['--work-dir', str(run), '--device', 'cpu', '--cfg-options', 'checkpoint_config.max_keep_ckpts=1']
+    assert main(['train', str(world / 'tiny.py'), '--seed', '0', *more]) == 0
+    assert main(['train', str(world / 'tiny.py'), '--resume-from', str(run / 'latest.pth'), *more,
+                 'runner.max_epochs=4']) == 0
+    assert [p.name for p in run.glob('epoch_*.pth')] == ['epoch_4.pth']
+    best, = run.glob('best_*.pth')
+    lines = [json.loads(line) for path in sorted(run.glob('*.log.json')) for line in path.read_text().splitlines()]
+    top = max(line['accuracy_top-1'] for line in lines if line.get('mode') == 'val')
+    assert torch.load(best, weights_only=True)['meta']['best_score'] == pytest.approx(top, abs=1e-4)
+
+
+def test_a_checkpoint_cannot_name_a_file_to_delete(world, tmp_path):
+    victim = tmp_path / 'victim.pth'
+    victim.write_text('precious')
+    crafted = torch.load(world / 'run' / 'epoch_1.pth', weights_only=True)
+    crafted['meta']['hook_msgs'] = dict(best_score=0.0, best_ckpt=str(victim))
+    torch.save(crafted, tmp_path / 'crafted.pth')
+    assert main(['train', str(world / 'tiny.py'), '--work-dir', str(tmp_path / 'run'), '--device', 'cpu',
+                 '--resume-from', str(tmp_path / 'crafted.pth')]) == 0
+    assert victim.read_text() == 'precious'
+
+
+def test_resuming_another_run_does_not_write_over_this_one(world, capsys, tmp_path):
+    elsewhere = tmp_path / 'epoch_1.pth'
+    elsewhere.write_bytes((world / 'run' / 'epoch_1.pth').read_bytes())
+    before = (world / 'run' / 'epoch_2.pth').read_bytes()
+    said = fails(capsys, 'train', world / 'tiny.py', '--work-dir', world / 'run', '--resume-from', elsewhere)
+    assert 'already holds a run' in said and (world / 'run' / 'epoch_2.pth').read_bytes() == before
+
+
+def test_a_finished_run_has_nothing_to_resume(world, capsys, tmp_path):
+    said = fails(capsys, 'train', world / 'tiny.py', '--work-dir', tmp_path / 'w', '--resume-from',
+                 world / 'run' / 'epoch_2.pth')
+    assert 'raise runner.max_epochs' in said and not (tmp_path / 'w').exists()
+
+
+def test_compile_is_a_config_key(world, tmp_path):
+    import torch._dynamo
+    torch._dynamo.utils.counters.clear()
+    assert main(['train', str(world / 'tiny.py'), '--work-dir', str(tmp_path / 'run'), '--device', 'cpu', '--seed', '0',
+                 '--no-validate', '--cfg-options', 'compile.backend=eager', 'runner.max_epochs=1']) == 0
+    assert torch._dynamo.utils.counters['stats']['calls_captured'] > 20
+    compiled, plain = (torch.load(path / 'epoch_1.pth', weights_only=True)['state_dict']
+                       for path in (tmp_path / 'run', world / 'run'))
+    torch.testing.assert_close(dict(compiled), dict(plain))
+
+
 def test_bf16_channels_last_and_accumulation_are_config_keys(world, tmp_path):
     assert main(['train', str(world / 'tiny.py'), '--work-dir', str(tmp_path / 'run'), '--device', 'cpu',
                  '--cfg-options', 'bf16=True', 'channels_last=True', 'optimizer_config.cumulative_iters=2']) == 0
@@ -267,7 +336,19 @@ def test_misspelt_option(world, capsys):
     ("policy='CosineAnnealing'", "policy='CosineAnealing'", 'CosineAnnealing'),
     ("checkpoint_config = dict(interval=1)", "checkpoint_config = dict(intervall=1)", "did you mean 'interval'"),
     ("data_prefix='{root}/val', pipeline=test_pipeline),\n    test",
-     "data_prefix='/nowhere', pipeline=test_pipeline),\n    test", '/nowhere')])
+     "data_prefix='/nowhere', pipeline=test_pipeline),\n    test", '/nowhere'),
+    ("metric='accuracy'", "metric='acuracy'", 'acuracy'),
+    ("save_best='auto'", "save_best='foo'", 'accuracy_top-1'),
+    ('evaluation = dict(interval=1', 'evaluation = dict(intervall=1', 'known: interval'),
+    ('evaluation = dict(interval=1', 'evaluation = dict(interval=0', 'starts at 1'),
+    ("workflow = [('train', 1)]", "workflow = [('train', 1)]\nlog_level = 'LOUD'", 'DEBUG'),
+    ("workflow = [('train', 1)]", "workflow = [('train', 1)]\nload_from = __file__ + '.none'", 'does not exist'),
+    ("workflow = [('train', 1)]", "workflow = [('train', 1)]\nseed = -1", 'out of range'),
+    ("workflow = [('train', 1)]", "workflow = [('train', 1)]\ncustom_hooks = dict(type='X')", 'list of dicts'),
+    ('samples_per_gpu=6', 'samples_per_gpu=0', 'starts at 1'),
+    ('samples_per_gpu=6', 'samples_per_gpu=100, drop_last=True', 'drop_last'),
+    ('max_epochs=2', 'max_epochs=0', 'at least 1'),
+    ("optimizer = dict(type='SGD', lr=0.05, momentum=0.9)", "optimizer = 'SGD'", 'must be a dict')])
 def test_mistakes_are_found_before_anything_is_written(variant, world, capsys, tmp_path, old, new, named):
     said = fails(capsys, 'train', variant(old.replace('{root}', str(world)), new), '--work-dir', tmp_path / 'w')
     assert named in said
@@ -367,9 +448,24 @@ def test_result_file_problems_are_found_before_the_test(world, capsys):
         assert said in fails(capsys, 'test', world / 'tiny.py', world / 'run' / 'latest.pth', '--out', out)
 
 
-def test_unknown_metric(world, capsys):
+def test_unknown_metric_is_found_before_the_test(world, capsys, monkeypatch):
+    monkeypatch.setattr('workspace_lib.tools.commands.single_gpu_test', lambda *args: pytest.fail('it was run'))
     said = fails(capsys, 'test', world / 'tiny.py', world / 'run' / 'latest.pth', '--metrics', 'acuracy')
     assert 'acuracy' in said and 'accuracy' in said
+
+
+def test_wrong_number_of_classes_in_a_backbone_that_classifies(capsys, tmp_path):
+    said = fails(capsys, 'train', 'lenet/lenet5_mnist5k.py', '--work-dir', tmp_path / 'w', '--cfg-options',
+                 'model.backbone.num_classes=20')
+    assert 'num_classes=20' in said and 'model.backbone.num_classes=10' in said
+    assert not (tmp_path / 'w').exists()
+
+
+def test_a_digit_from_a_file_is_read_in_grey(capsys, tmp_path):
+    cv2.imwrite(str(tmp_path / 'digit.png'), np.zeros((28, 28), np.uint8))
+    from workspace_lib.apis import init_model, prepare_image
+    model = init_model('lenet/lenet5_mnist5k.py', device='cpu')
+    assert prepare_image(model, str(tmp_path / 'digit.png'))['img'].shape == (1, 1, 32, 32)
 
 
 def test_traceback_is_there_on_request(world):

@@ -80,7 +80,27 @@ def test_unknown_priority_names_the_known_ones():
         make_runner().register_hook(OptimizerHook(), priority='FIRST')
 
 
-def test_a_hook_written_for_mmcv_runs_from_a_config():
+@pytest.mark.filterwarnings('ignore:On January 1, 2023')
+def test_a_hook_of_mmcvs_own_class_runs():
+    mmcv_runner = pytest.importorskip('mmcv.runner')
+    seen = []
+
+    class Mine(mmcv_runner.Hook):
+        def after_train_iter(self, runner):
+            if self.every_n_iters(runner, 2) or self.end_of_epoch(runner):
+                seen.append(runner.iter)
+
+        def before_val_epoch(self, runner):
+            pytest.fail('there is no validation')
+
+    runner = make_runner(max_epochs=1)
+    runner.register_hook(Mine(), priority='VERY_LOW')
+    runner.register_hook(mmcv_runner.ClosureHook('after_run', lambda runner: seen.append('end')))
+    runner.run([Batches(3)], [('train', 1)])
+    assert seen == [1, 2, 'end']
+
+
+def test_a_hook_with_mmcvs_methods_runs_from_a_config():
     seen = []
 
     @HOOKS.register_module(force=True)
@@ -158,6 +178,17 @@ def test_lr_follows_the_schedule_for_each_group():
     runner.register_hook(hook)
     runner.run([Batches(3)], [('train', 1)])
     assert seen == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize('start, interval, at', [(None, 2, [2, 4, 6]), (3, 2, [3, 5]), (0, 3, [3, 6])])
+def test_evaluation_starts_and_repeats_as_in_mmcv(monkeypatch, start, interval, at):
+    from workspace_lib.loops import EvalHook
+    seen = []
+    monkeypatch.setattr(EvalHook, 'evaluate', lambda self, runner, moment: seen.append(runner.epoch + 1))
+    runner = make_runner(max_epochs=6)
+    runner.register_hook(EvalHook(None, interval=interval, start=start))
+    runner.run([Batches(1)], [('train', 1)])
+    assert seen == at
 
 
 @pytest.mark.parametrize('workflow, said', [([('train', 1), ('val', 1)], 'loaders'), ([('val', 1)], 'never trains'),

@@ -4,8 +4,6 @@ In: a ``Config``. Out: a trained model, scores, a prediction, a picture.
 """
 from __future__ import annotations
 
-import difflib
-import inspect
 import logging
 import os
 import random
@@ -15,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from . import log_hooks
 from .checkpoint import load_checkpoint
@@ -37,7 +34,11 @@ _DATA_SECTIONS = ('train', 'val', 'test', 'train_dataloader', 'val_dataloader', 
 
 def init_random_seed(seed: int | None = None) -> int:
     """`seed`, or a fresh one that the log and the checkpoint will name."""
-    return int.from_bytes(os.urandom(4), 'little') // 2 if seed is None else seed
+    if seed is None:
+        return int.from_bytes(os.urandom(4), 'little') // 2
+    if not 0 <= seed < 2**31:
+        raise ValueError(f'seed {seed} is out of range; take one from 0 to 2147483647')
+    return seed
 
 
 def set_random_seed(seed: int, deterministic: bool = False) -> None:
@@ -108,7 +109,8 @@ def prepare_image(model: Any, img: str | os.PathLike | np.ndarray) -> dict[str, 
     device = next(model.parameters()).device
     if isinstance(img, np.ndarray):
         return Pipeline(steps[1:] if loads else steps).batch_of_one(dict(img=img), device)
-    load = [] if loads else [dict(type='LoadImageFromFile')]
+    grey = any(step['type'] == 'Normalize' and len(step['mean']) == 1 for step in steps)
+    load = [] if loads else [dict(type='LoadImageFromFile', color_type='grayscale' if grey else 'color')]
     info = dict(img_prefix=None, img_info=dict(filename=str(img)))
     return Pipeline(load + steps).batch_of_one(info, device)
 
@@ -131,15 +133,13 @@ def build_loader(cfg: Config, split: str, dataset: Any, device: torch.device) ->
     """The loader of one split, its batches arriving on `device`.
 
     Raises:
-        TypeError: a key of ``data`` that neither ``build_dataloader`` nor torch's ``DataLoader`` knows.
+        TypeError, ValueError: what ``build_dataloader`` says, with the place of ``data`` in the config.
     """
-    arguments = loader_config(cfg, split)
-    known = {*inspect.signature(build_dataloader).parameters, *inspect.signature(DataLoader).parameters}
-    for key in arguments.keys() - known:
-        near = difflib.get_close_matches(key, [*known, *_DATA_SECTIONS], 1)
-        raise TypeError(f'data has no key {key!r}{f"; did you mean {near[0]!r}?" if near else ""} '
-                        f'({where(cfg.data, key) if key in cfg.data else f"data.{split}_dataloader"})')
-    return build_dataloader(dataset, device=device, **arguments)
+    try:
+        return build_dataloader(dataset, device=device, **loader_config(cfg, split))
+    except (TypeError, ValueError) as error:
+        error.add_note(f'while building the {split} loader ({where(cfg, "data")})')
+        raise
 
 
 def train_model(model: Any, dataset: Any, cfg: Config, distributed: bool = False, validate: bool = False,
@@ -167,9 +167,9 @@ def train_model(model: Any, dataset: Any, cfg: Config, distributed: bool = False
 def build_training(model: Any, dataset: Any, cfg: Config, validate: bool = False,
                    device: str | torch.device | None = None,
                    meta: dict | None = None) -> tuple[EpochBasedRunner, list[Any]]:
-    """The runner with all its hooks, and a loader for each entry of the workflow; nothing is written yet.
+    """The runner with all its hooks, at its first or resumed epoch, and a loader for each entry of the workflow.
 
-    Every mistake in the config that can be found without training is found here.
+    Nothing is written yet: a mistake in the config is found here rather than after an epoch.
     """
     chosen = select_device(device if device is not None else cfg.get('device', 'auto'))
     model = _prepare_model(model, cfg, chosen)
@@ -180,16 +180,17 @@ def build_training(model: Any, dataset: Any, cfg: Config, validate: bool = False
     _register_hooks(runner, cfg, len(loaders[0]))
     if validate:
         _register_evaluation(runner, cfg, chosen)
-    return runner, loaders
-
-
-def run_training(runner: EpochBasedRunner, loaders: list[Any], cfg: Config) -> EpochBasedRunner:
-    """Load what ``resume_from`` or ``load_from`` names, and train to the last epoch."""
-    _say_start(runner, loaders[0])
     if cfg.get('resume_from'):
         runner.resume(cfg.resume_from)
     elif cfg.get('load_from'):
         runner.load_checkpoint(cfg.load_from)
+    runner.check_workflow(loaders, workflow_of(cfg))
+    return runner, loaders
+
+
+def run_training(runner: EpochBasedRunner, loaders: list[Any], cfg: Config) -> EpochBasedRunner:
+    """Train to the last epoch."""
+    _say_start(runner, loaders[0], cfg)
     runner.run(loaders, workflow_of(cfg))
     return runner
 
@@ -228,7 +229,10 @@ def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int)
         runner.register_hook(HOOKS.build(cfg.checkpoint_config, default_args=dict(type='CheckpointHook')))
     runner.register_hook(IterTimerHook())
     runner.register_hook(log_hooks.ProgressBarHook())
-    for section in cfg.get('custom_hooks') or []:
+    custom = cfg.get('custom_hooks') or []
+    if not isinstance(custom, list | tuple):
+        raise TypeError(f'custom_hooks is a list of dicts, but got {custom!r} ({where(cfg, "custom_hooks")})')
+    for section in custom:
         runner.register_hook(section)
     log_config = cfg.get('log_config') or {}
     for section in log_config.get('hooks', []):
@@ -238,22 +242,46 @@ def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int)
 def _register_evaluation(runner: EpochBasedRunner, cfg: Config, device: torch.device) -> None:
     dataset = build_dataset(cfg.data.val, dict(test_mode=True))
     check_class_count(runner.model, dataset, cfg)
-    loader = build_loader(cfg, 'val', dataset, device)
-    runner.register_hook(EvalHook(loader, **{'by_epoch': True, **(cfg.get('evaluation') or {})}))
+    hook = EvalHook(build_loader(cfg, 'val', dataset, device), **(cfg.get('evaluation') or {}))
+    try:
+        metrics = try_metrics(dataset, **hook.eval_kwargs)
+    except (TypeError, ValueError) as error:
+        error.add_note(f'in evaluation ({where(cfg, "evaluation")})')
+        raise
+    if hook.save_best not in (None, 'auto', *metrics):
+        raise ValueError(f'evaluation.save_best is {hook.save_best!r}, but the evaluation gives {", ".join(metrics)} '
+                         f'({where(cfg, "evaluation")})')
+    runner.register_hook(hook)
+
+
+def try_metrics(dataset: Any, metric: Any = 'accuracy', metric_options: dict | None = None,
+                **others: Any) -> dict[str, Any]:
+    """Evaluate one made-up score: a misspelt metric is found now instead of after an hour of testing."""
+    if others:
+        known = ('interval', 'by_epoch', 'start', 'save_best', 'rule', 'metric', 'metric_options')
+        raise TypeError(f'unknown key {", ".join(others)}; known: {", ".join(known)}')
+    if dataset.CLASSES is None or not len(dataset):
+        return {}
+    scores = np.full(len(dataset.CLASSES), 1 / len(dataset.CLASSES), np.float32)
+    return dataset.evaluate([scores], metric, metric_options, indices=[0])
 
 
 def check_class_count(model: Any, dataset: Any, cfg: Config) -> None:
     """A head that is too small would fail in the loss; one that is too large trains, and wastes a week."""
-    head = getattr(model, 'head', None)
-    outputs, classes = getattr(head, 'num_classes', None), dataset.CLASSES
-    if outputs is None or classes is None or outputs == len(classes):
+    # LeNet-5 and VGG classify in the backbone, under a head without weights.
+    part = next((name for name in ('head', 'backbone')
+                 if isinstance(getattr(getattr(model, name, None), 'num_classes', None), int)), None)
+    if part is None or dataset.CLASSES is None:
         return
-    place = where(cfg.model.head, 'num_classes') if 'num_classes' in cfg.model.get('head', {}) else 'model.head'
-    raise ValueError(f'the head has num_classes={outputs} ({place}), but {type(dataset).__name__} has '
-                     f'{len(classes)} classes; set model.head.num_classes={len(classes)}')
+    outputs, classes = getattr(model, part).num_classes, len(dataset.CLASSES)
+    if 0 < outputs != classes:
+        raise ValueError(f'the {part} has num_classes={outputs} ({where(cfg.model.get(part), "num_classes")}), but '
+                         f'{type(dataset).__name__} has {classes} classes; set model.{part}.num_classes={classes}')
 
 
-def _say_start(runner: EpochBasedRunner, loader: Any) -> None:
+def _say_start(runner: EpochBasedRunner, loader: Any, cfg: Config) -> None:
+    if cfg.get('resume_from') or cfg.get('load_from'):
+        runner.logger.info('%s, from epoch %d on', cfg.get('resume_from') or cfg.get('load_from'), runner.epoch + 1)
     parameters = sum(p.numel() for p in runner.model.parameters())
     runner.logger.info('%s on %s, %s: %s images, %d iterations an epoch, %d epochs; %s parameters; folder %s',
                        type(runner.model).__name__, describe_device(runner.precision.device),

@@ -6,6 +6,7 @@ the runner; hooks never talk to one another.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -181,6 +182,14 @@ class CheckpointHook(Hook):
         self.max_keep_ckpts = max_keep_ckpts
         self.save_last = save_last
         self.saved: list[str] = []
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        folder = Path(self.out_dir) if self.out_dir else runner.work_dir
+        kind = 'epoch' if self.by_epoch else 'iter'
+        earlier = {int(path.stem.split('_')[1]): str(path) for path in folder.glob(f'{kind}_*.pth')
+                   if path.stem.split('_')[1].isdigit()} if folder else {}
+        done = runner.epoch if self.by_epoch else runner.iter
+        self.saved = [earlier[number] for number in sorted(earlier) if number <= done]  # of the run that goes on
 
     def after_train_epoch(self, runner: EpochBasedRunner) -> None:
         if self.by_epoch and (self.every_n_epochs(runner, self.interval)

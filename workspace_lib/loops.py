@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .checkpoint import read_checkpoint
 from .device import Precision
 from .hooks import Hook
 from .registry import HOOKS
@@ -69,7 +70,7 @@ class EvalHook(Hook):
     Args:
         dataloader: a ``Loader`` without shuffling.
         interval: in epochs, or in iterations with ``by_epoch=False``.
-        start: the first epoch (from 1) to evaluate after.
+        start: the first epoch (from 1) to evaluate after; from there on every `interval`.
         save_best: name of a metric, or ``'auto'`` for the first one: its best checkpoint is kept as
             ``best_<metric>_epoch_N.pth``.
         rule: ``'greater'`` or ``'less'`` is better.
@@ -82,6 +83,8 @@ class EvalHook(Hook):
                  save_best: str | None = None, rule: str = 'greater', **eval_kwargs: Any) -> None:
         if rule not in ('greater', 'less'):
             raise ValueError(f"evaluation.rule is {rule!r}; it is 'greater' or 'less'")
+        if interval < 1:
+            raise ValueError(f'evaluation.interval is {interval}; it starts at 1 (--no-validate trains without)')
         self.dataloader = dataloader
         self.interval = interval
         self.by_epoch = by_epoch
@@ -90,19 +93,27 @@ class EvalHook(Hook):
         self.rule = rule
         self.eval_kwargs = eval_kwargs
         self.best: float | None = None
-        self.best_file: str | None = None
+        self.best_file: Path | None = None
 
     def before_run(self, runner: EpochBasedRunner) -> None:
-        kept = runner.meta.get('hook_msgs', {})  # of the run that is resumed
-        self.best, self.best_file = kept.get('best_score'), kept.get('best_ckpt')
+        if runner.epoch == 0 or runner.work_dir is None or self.save_best is None:
+            return
+        for path in sorted(runner.work_dir.glob('best_*.pth')):  # of the run that goes on
+            meta = read_checkpoint(path).get('meta') or {}
+            if meta.get('epoch', 0) <= runner.epoch and 'best_score' in meta:
+                self.best, self.best_file = meta['best_score'], path
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
-        if not self.by_epoch and self.every_n_iters(runner, self.interval):
+        if not self.by_epoch and self._is_due(runner.iter + 1):
             self.evaluate(runner, f'iter_{runner.iter + 1}')
 
     def after_train_epoch(self, runner: EpochBasedRunner) -> None:
-        if self.by_epoch and runner.epoch + 1 >= self.start and self.every_n_epochs(runner, self.interval):
+        if self.by_epoch and self._is_due(runner.epoch + 1):
             self.evaluate(runner, f'epoch_{runner.epoch + 1}')
+
+    def _is_due(self, done: int) -> bool:
+        """After `start`, then every `interval`; without it at the multiples of `interval` (mmcv 1.7.2)."""
+        return done >= self.start and (done - self.start) % self.interval == 0
 
     def evaluate(self, runner: EpochBasedRunner, moment: str) -> None:
         """Test, publish, and leave the model in training mode as it was found."""
@@ -121,11 +132,10 @@ class EvalHook(Hook):
         if self.best is not None and (value <= self.best if self.rule == 'greater' else value >= self.best):
             return
         earlier, name = self.best_file, f'best_{key}_{moment}.pth'
-        self.best, self.best_file = value, str(runner.work_dir / name) if runner.work_dir else None
-        runner.meta['hook_msgs'] = dict(best_score=self.best, best_ckpt=self.best_file)
-        path = runner.save_checkpoint(name, link=False)
-        if path and earlier and earlier != str(path):
-            Path(earlier).unlink(missing_ok=True)
+        path = runner.save_checkpoint(name, link=False, meta=dict(best_score=value))
+        if path and earlier and earlier.name != name:
+            earlier.unlink(missing_ok=True)
+        self.best, self.best_file = value, path
         runner.logger.info('best %s so far: %.4f, kept as %s', key, value, path)
 
 

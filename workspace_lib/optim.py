@@ -38,6 +38,8 @@ def build_optimizer(model: nn.Module, cfg: dict[str, Any]) -> torch.optim.Optimi
         KeyError: unknown `type` or `constructor`.
         TypeError: unknown argument or key of `paramwise_cfg`.
     """
+    if not isinstance(cfg, dict):
+        raise TypeError(f"optimizer must be a dict such as dict(type='SGD', lr=0.1), but got {cfg!r}")
     optimizer_cfg = cfg.copy()
     constructor = OPTIMIZER_BUILDERS.build(dict(
         type=optimizer_cfg.pop('constructor', 'DefaultOptimizerConstructor'),

@@ -7,12 +7,14 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from . import checkpoint as ckpt
@@ -81,6 +83,23 @@ def _without(section: dict, key: str) -> dict:
     return rest
 
 
+def random_state() -> dict[str, Any]:
+    """Where the global generators of Python, numpy and torch stand: what dropout will draw next."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return dict(python=random.getstate(), numpy=(name, np.asarray(keys).tolist(), *rest), torch=torch.get_rng_state(),
+                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on drawing from there; the GPUs only where there are as many as there were."""
+    version, numbers, gauss = state['python']
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(state['numpy']))
+    torch.set_rng_state(state['torch'].cpu())
+    if state['cuda'] and len(state['cuda']) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state['cuda']])
+
+
 @RUNNERS.register_module()
 class EpochBasedRunner:
     """Runs epochs as the workflow says and calls the hooks, lowest priority number first.
@@ -100,9 +119,9 @@ class EpochBasedRunner:
                  work_dir: str | os.PathLike | None = None, logger: logging.Logger | None = None,
                  meta: dict | None = None, max_epochs: int | None = None,
                  precision: Precision | None = None) -> None:
-        if max_epochs is None:
-            raise ValueError('runner.max_epochs is missing; say how long to train, '
-                             "e.g. runner=dict(type='EpochBasedRunner', max_epochs=100)")
+        if max_epochs is None or max_epochs < 1:
+            raise ValueError(f'runner.max_epochs is {max_epochs}; say how long to train, at least 1: '
+                             "runner=dict(type='EpochBasedRunner', max_epochs=100)")
         self.model: Any = model
         self.optimizer: Any = optimizer
         self.work_dir = Path(work_dir) if work_dir is not None else None
@@ -128,7 +147,8 @@ class EpochBasedRunner:
         if isinstance(hook, dict):
             priority = hook.get('priority', priority)
             hook = cast(Hook, HOOKS.build(_without(hook, 'priority')))
-        rank = _rank(hook, hook.priority if priority is None else priority)
+        # A hook of mmcv's own has no priority.
+        rank = _rank(hook, getattr(hook, 'priority', 'NORMAL') if priority is None else priority)
         position = sum(other <= rank for other in self._ranks)
         self.hooks.insert(position, hook)
         self._ranks.insert(position, rank)
@@ -143,7 +163,7 @@ class EpochBasedRunner:
 
     def run(self, data_loaders: Sequence[Iterable], workflow: Sequence[tuple[str, int]]) -> None:
         """Train to ``max_epochs``; ``workflow=[('train', 2), ('val', 1)]`` validates after every second epoch."""
-        self._check_workflow(data_loaders, workflow)
+        self.check_workflow(data_loaders, workflow)
         train_loader = next(loader for (mode, _), loader in zip(workflow, data_loaders, strict=True)
                             if mode == 'train')
         self.max_iters = self.max_epochs * len(train_loader)  # type: ignore[arg-type]
@@ -192,7 +212,8 @@ class EpochBasedRunner:
         self.log_buffer.clear()
         self.call_hook(f'before_{mode}_epoch')
 
-    def _check_workflow(self, data_loaders: Sequence, workflow: Sequence[tuple[str, int]]) -> None:
+    def check_workflow(self, data_loaders: Sequence, workflow: Sequence[tuple[str, int]]) -> None:
+        """Raise ValueError for a workflow that cannot be run with these loaders."""
         for mode, _ in workflow:
             if mode not in ('train', 'val'):
                 raise ValueError(f'workflow has {mode!r}; known are train and val, as in [("train", 1)]')
@@ -200,20 +221,25 @@ class EpochBasedRunner:
             raise ValueError(f'workflow {list(workflow)} never trains; it needs a ("train", n) entry')
         if len(data_loaders) != len(workflow):
             raise ValueError(f'workflow has {len(workflow)} entries, but {len(data_loaders)} loaders were given')
+        if not all(map(len, data_loaders)):
+            raise ValueError('a loader has no batch: with drop_last its data set is smaller than samples_per_gpu')
+        if self.epoch >= self.max_epochs:
+            raise ValueError(f'the checkpoint has {self.epoch} epochs and the run ends at {self.max_epochs}: nothing '
+                             'is left to train; raise runner.max_epochs to go on')
 
     def _restart_broken_epoch(self) -> None:
         whole = self.epoch * len(self.data_loader)
         if self.iter != whole:
-            self.logger.warning('the checkpoint is from the middle of epoch %d: that epoch starts again',
-                                self.epoch + 1)
+            self.logger.warning('the checkpoint is not from the end of an epoch of %d iterations: '
+                                'epoch %d starts again', len(self.data_loader), self.epoch + 1)
             self.iter = whole
 
     def current_lr(self) -> list[float]:
         return [group['lr'] for group in self.optimizer.param_groups]
 
     def save_checkpoint(self, name: str, out_dir: str | os.PathLike | None = None,
-                        save_optimizer: bool = True, link: bool = True) -> Path | None:
-        """Write the state after the current step; only rank 0 writes. Returns the path."""
+                        save_optimizer: bool = True, link: bool = True, meta: dict | None = None) -> Path | None:
+        """Write the state after the current step, with more `meta` if given; only rank 0 writes. Returns the path."""
         folder = Path(out_dir) if out_dir is not None else self.work_dir
         if self.rank != 0 or folder is None:
             return None
@@ -221,7 +247,7 @@ class EpochBasedRunner:
         done = self._done()
         scaler = {'scaler': self.precision.scaler.state_dict()} if self.precision.scaler.is_enabled() else {}
         ckpt.save_checkpoint(self.model, folder / name, self.optimizer if save_optimizer else None,
-                             {**self.meta, **done}, **scaler)
+                             {**self.meta, **done, **(meta or {})}, random=random_state(), **scaler)
         if link:
             ckpt.link_latest(folder, name)
         return folder / name
@@ -251,7 +277,7 @@ class EpochBasedRunner:
         return ckpt.load_checkpoint(self.model, filename, map_location, strict)
 
     def resume(self, filename: str, resume_optimizer: bool = True, map_location: str = 'cpu') -> None:
-        """Weights, optimizer, loss scale, epoch and iteration: the run goes on where it was."""
+        """Weights, optimizer, loss scale, random state, epoch and iteration: the run goes on where it was."""
         state = ckpt.load_checkpoint(self.model, filename, map_location, strict=True)
         meta = state.get('meta') or {}
         if 'epoch' not in meta or (resume_optimizer and 'optimizer' not in state):
@@ -262,6 +288,6 @@ class EpochBasedRunner:
         if 'scaler' in state:
             self.precision.scaler.load_state_dict(state['scaler'])
         self.epoch, self.iter = meta['epoch'], meta['iter']
-        if 'hook_msgs' in meta:
-            self.meta['hook_msgs'] = meta['hook_msgs']
+        if 'random' in state:
+            set_random_state(state['random'])
         self.logger.info('resumed %s: epoch %d, iteration %d', filename, self.epoch, self.iter)

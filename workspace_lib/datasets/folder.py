@@ -112,10 +112,10 @@ def _read_annotation(path: str) -> Iterator[tuple[bytes, int]]:
     with open(path, 'rb') as file:
         for number, line in enumerate(file, 1):
             name, _, label = line.strip().rpartition(b' ')
-            if name and label.removeprefix(b'-').isdigit():
+            if name and label.removeprefix(b'-').isdigit() and len(label) < 19:
                 yield name, int(label)
             elif label:
-                raise ValueError(f'{path}:{number}: expected `path label` with a whole number for the label, '
+                raise ValueError(f'{path}:{number}: expected `path label` with a class index for the label, '
                                  f'got {line.decode(errors="replace").strip()!r}')
 
 

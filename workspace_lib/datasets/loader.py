@@ -44,6 +44,8 @@ class Loader:
                  rank: int = 0, world_size: int = 1, device: torch.device | str = 'cpu',
                  channels_last: bool = False, pin_memory: bool = True, persistent_workers: bool = True,
                  **options: Any) -> None:
+        if batch_size < 1:
+            raise ValueError(f'a batch of {batch_size} samples; samples_per_gpu starts at 1')
         self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)
         self.device_stage: DeviceStage = getattr(_whole(dataset), 'device_stage', DeviceStage())
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format

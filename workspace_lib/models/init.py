@@ -143,7 +143,7 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
     """Start from the weights in a file.
 
     Args:
-        checkpoint: a path or URL, as `workspace_lib.checkpoint` understands it.
+        checkpoint: a path or a `packaged://` name, as `workspace_lib.checkpoint` understands it.
         prefix: the part of that model to take, such as 'backbone' when `module` is a backbone.
     """
     from workspace_lib.checkpoint import load_checkpoint

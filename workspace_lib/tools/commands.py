@@ -25,9 +25,11 @@ from ..apis import (
     run_training,
     set_random_seed,
     single_gpu_test,
+    try_metrics,
     workflow_of,
 )
-from ..config import Config
+from ..checkpoint import read_checkpoint
+from ..config import Config, where
 from ..datasets import build_dataset
 from ..device import Precision, select_device
 from ..log_hooks import get_root_logger
@@ -59,9 +61,13 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     cfg.resume_from = resume_from or cfg.get('resume_from')
     cfg.load_from = load_from or cfg.get('load_from')
-    cfg.seed = init_random_seed(seed if seed is not None else cfg.get('seed'))
-    _refuse_used_folder(Path(cfg.work_dir), cfg.resume_from)
     _check_exists(cfg.resume_from or cfg.load_from)
+    _refuse_used_folder(Path(cfg.work_dir), cfg.resume_from)
+    _check_log_level(cfg)
+    chosen_seed = seed if seed is not None else cfg.get('seed')
+    if chosen_seed is None and cfg.resume_from:  # order and augmentation go on as they were
+        chosen_seed = (read_checkpoint(cfg.resume_from).get('meta') or {}).get('seed')
+    cfg.seed = init_random_seed(chosen_seed)
     chosen = select_device(device or cfg.get('device', 'auto'))
     set_random_seed(cfg.seed, deterministic or bool(cfg.get('deterministic')))
     model = build_classifier(cfg.model)
@@ -80,7 +86,8 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
 
 def _refuse_used_folder(folder: Path, resume_from: str | None) -> None:
     found = sorted(folder.glob('*.pth')) if folder.is_dir() else []
-    if found and not resume_from:
+    resumes_it = resume_from and Path(resume_from).resolve().parent == folder.resolve()
+    if found and not resumes_it:
         raise FileExistsError(f'{folder} already holds a run ({found[-1].name}). Go on with it: --resume-from '
                               f'{folder / "latest.pth"}; or start another one: --work-dir OTHER')
 
@@ -88,6 +95,12 @@ def _refuse_used_folder(folder: Path, resume_from: str | None) -> None:
 def _check_exists(checkpoint: str | None) -> None:
     if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f'checkpoint {checkpoint} does not exist')
+
+
+def _check_log_level(cfg: Config) -> None:
+    level = cfg.get('log_level', 'INFO')
+    if level not in logging.getLevelNamesMapping():
+        raise ValueError(f'log_level is {level!r}; known: DEBUG, INFO, WARNING, ERROR ({where(cfg, "log_level")})')
 
 
 def _datasets_of_workflow(cfg: Config) -> list[Any]:
@@ -136,6 +149,8 @@ def test(config: str | Config, checkpoint: str, metrics: list[str] | None = None
     model = init_model(cfg, checkpoint, chosen)
     check_class_count(model, dataset, cfg)
     loader = build_loader(cfg, 'test', dataset, chosen)
+    if metrics:
+        try_metrics(dataset, metrics, metric_options)
     precision = Precision(chosen, cfg.get('fp16'), bool(cfg.get('bf16')))
     results = single_gpu_test(model, loader, show, show_dir, precision)
     values = dict(dataset.evaluate(results, metrics, metric_options, logger=logger)) if metrics else {}
