@@ -122,4 +122,6 @@ def mend(text: str) -> str:
 
 
 def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or ['no reason given'])[0]
+    """The line that says it: one that is known, else the first."""
+    found = recognise(text)
+    return found[0].line if found else (text.strip().splitlines() or ['no reason given'])[0]
