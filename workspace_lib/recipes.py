@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from .config import Config
+from .config.merge import near_names
 
 CONFIGS = Path(__file__).parent / 'configs'
 
@@ -47,7 +48,7 @@ def _check_options(cfg: Config, options: dict) -> None:
     for option in options:
         head = option.split('.')[0]
         if head not in known:
-            raise KeyError(f'option {option!r}: the config has no {head!r}{_nearest(head, known)}')
+            raise KeyError(f'option {option!r}: the config has no {head!r}{near_names(head, known)}')
 
 
 def _check_top_level(cfg: Config) -> None:
@@ -58,8 +59,3 @@ def _check_top_level(cfg: Config) -> None:
         if near:
             raise KeyError(f'unknown config key {key!r}; did you mean {near[0]!r}? ({cfg.origin(key)}; a variable of '
                            'your own may have this name with a leading underscore)')
-
-
-def _nearest(word: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f'; did you mean {near[0]!r}?' if near else ''

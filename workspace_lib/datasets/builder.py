@@ -1,12 +1,12 @@
 """Configs to data sets and loaders, under the names and arguments that OpenMMLab scripts use."""
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
 import torch.distributed as torch_dist
 
+from ..config.merge import near_names
 from ..registry import DATASETS, SAMPLERS, build_from_cfg
 from .loader import Loader
 
@@ -37,9 +37,7 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
     """
     for key in set(kwargs) - set(DATALOADER_OPTIONS):
         known = [*build_dataloader.__annotations__, *DATALOADER_OPTIONS]
-        near = difflib.get_close_matches(key, known, 1)
-        raise TypeError(f'the loader has no setting {key!r}; '
-                        + (f'did you mean {near[0]!r}?' if near else f'known: {", ".join(known)}'))
+        raise TypeError(f'the loader has no setting {key!r}{near_names(key, known)}; known: {", ".join(known)}')
     rank, world_size = (torch_dist.get_rank(), torch_dist.get_world_size()) if dist else (0, 1)
     share = 1 if dist else num_gpus
     sampler = None
