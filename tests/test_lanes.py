@@ -315,3 +315,24 @@ def test_the_front_door_needs_the_standard_library_alone():
         subprocess.run([sys.executable, '-S', '-c', code], capture_output=True, text=True, cwd=ROOT).stdout.strip()
         == '[]'
     )
+
+
+class TestFront:
+    def test_lane_is_the_noted_one_and_engine_local_has_its_way(self, tmp_path):
+        from workspace_lib.tools.front import Front
+
+        assert Front(tmp_path, 'auto', 'auto').lane() == ('local', 'auto')
+        with pytest.raises(LaneError, match='make up ENGINE=docker'):
+            Front(tmp_path, 'auto', 'docker').lane()
+        (tmp_path / '.lab').mkdir()
+        (tmp_path / '.lab' / 'lane.json').write_text('{"engine": "docker", "device": "gpu"}')
+        assert Front(tmp_path, 'auto', 'auto').lane() == ('docker', 'gpu')
+        assert Front(tmp_path, 'auto', 'local').lane() == ('local', 'auto')
+
+    def test_words_after_the_dashes_are_the_commands_own(self, tmp_path, monkeypatch):
+        from workspace_lib.tools import front
+
+        seen = []
+        monkeypatch.setattr(front.Front, 'run', lambda self, command: seen.append(command) or 0)
+        assert front.main(['run', '--root', str(tmp_path), '--device', 'cpu', '--', 'pytest', '-q', '--', '-x']) == 0
+        assert seen == [['pytest', '-q', '--', '-x']]

@@ -381,6 +381,10 @@ class TestLifeAndDeath:
         wait_until(api.healthy, 60, 'healthy after a restart of the daemon')
         print(f'\nhealthy {time.monotonic() - begin:.1f} s after the daemon answered')
 
+    def test_restart_keeps_the_lane(self, api):
+        assert make('restart').stdout.count('Lane: CPU container') == 1
+        assert Api().healthy()
+
     def test_down_leaves_volumes_image_and_data(self, api):
         make('down')
         assert run('docker', 'ps', '--all', '--quiet', '--filter', f'name={NAME}').stdout == ''

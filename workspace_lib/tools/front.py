@@ -53,7 +53,8 @@ class Front:
         return 0
 
     def _local_up(self, device: str, why: str) -> int:
-        if self.lane()[0] == 'docker' and Stack(self.root, self.lane()[1]).state() == 'running':
+        engine, running = self.noted()
+        if engine == 'docker' and Stack(self.root, running).state() == 'running':
             raise LaneError('the lab runs in a container; stop that first: make down')
         self._venv()
         return self._lab('up', '--device', device, '--why', why)
@@ -61,22 +62,31 @@ class Front:
     def _refuse_second(self, device: str) -> None:
         if Lab(self.root).running():
             raise LaneError('the lab runs in .venv already; stop that first: make down')
-        engine, running = self.lane()
+        engine, running = self.noted()
         if engine == 'docker' and running != device and Stack(self.root, running).state() == 'running':
             raise LaneError(f'the lab already runs in the {running} container; stop that first: make down')
 
     def down(self) -> int:
         stopped = False
-        engine, device = self.lane()
-        if engine == 'docker':
+        engine, device = self.noted()
+        if engine == 'docker' or self._leftovers():
+            device = device if engine == 'docker' else 'cpu'
             Stack(self.root, device).down()
             stopped = True
-            print(f'Stopped and removed the {device} container; its volumes, its image and all data stay.')
+            print('Stopped and removed; volumes, images and all data stay.')
         if self.python.exists():
             return self._lab('down') if not stopped or Lab(self.root).running() else 0
         if not stopped:
             print('Nothing is installed here, so nothing runs.')
         return 0
+
+    def _leftovers(self) -> bool:
+        """Containers of this checkout without a lab: TensorBoard, or a lab whose note is gone."""
+        if not (self.root / '.env').exists() or not self.host.which('docker'):
+            return False
+        label = f'label=com.docker.compose.project.working_dir={self.root}'
+        said = self.host.run('docker', 'ps', '--all', '--quiet', '--filter', label)
+        return said.ok and bool(said.text)
 
     def restart(self) -> int:
         engine, device = self.lane()
@@ -248,15 +258,19 @@ class Front:
 
     def lane(self) -> tuple[str, str]:
         """(docker, gpu or cpu) as the last ``make up`` noted it, else (local, auto). ENGINE=local has its way."""
-        try:
-            noted = json.loads((self.root / '.lab' / 'lane.json').read_text())
-            if self.engine != 'local':
-                return noted['engine'], noted['device']
-        except (OSError, ValueError, KeyError):
-            pass
-        if self.engine == 'docker':
+        engine, device = self.noted()
+        if self.engine == 'local' or (engine == 'local' and self.engine == 'auto'):
+            return 'local', 'auto'
+        if engine == 'local':
             raise LaneError('ENGINE=docker: no container of this checkout is up. Start it: make up ENGINE=docker')
-        return 'local', 'auto'
+        return engine, device
+
+    def noted(self) -> tuple[str, str]:
+        try:
+            note = json.loads((self.root / '.lab' / 'lane.json').read_text())
+            return note['engine'], note['device']
+        except (OSError, ValueError, KeyError):
+            return 'local', 'auto'
 
     def _venv(self) -> None:
         if subprocess.run([str(self.root / 'scripts' / 'make_venv.sh')]).returncode:

@@ -112,13 +112,16 @@ def told(jobs: list[dict[str, Any]], root: Path = CHECKOUT, ended: int = 3) -> s
         elif job['state'] == 'running':
             lines.append(f'  {job["name"]}  running (pid {job["pid"]}); follow it: make logs JOB={job["name"]}')
         elif job in last:
-            how = (
-                'done'
-                if job['state'] == 'done'
-                else f'failed with status {job["status"]}; see make logs JOB={job["name"]}'
-            )
-            lines.append(f'  {job["name"]}  {how}')
+            lines.append(f'  {job["name"]}  {how_it_ended(job)}')
     return '\n'.join(['Jobs:', *lines] if lines else [])
+
+
+def how_it_ended(job: dict[str, Any]) -> str:
+    status = job['status']
+    if status == 0:
+        return 'done'
+    how = f'failed with status {status}' if status > 0 else f'ended by signal {-status}'
+    return f'{how}; see make logs JOB={job["name"]}'
 
 
 def work_dir(command: list[str]) -> str:
