@@ -131,7 +131,7 @@ for record in trace.records:
     print('   ' * record.depth + record.type, f'{record.parameters:,} parameters')
 
 # %% [markdown]
-# The classifier comes first and builds its parts: each arrow of the tree is one more `build` inside a constructor. Open
+# The classifier comes first and builds its parts: each level of the tree is one more `build` inside a constructor. Open
 # *arguments* above to see what each of them was given.
 #
 # But when did the dictionary learn the name `LeNet5`? At import, through this chain; the last line is the class itself.
@@ -272,7 +272,7 @@ curves = plots.learning_curves(plots.read_log(work_dir))
 display(curves, curves.table)
 
 # %% [markdown]
-# One step of training is four lines: take a batch, call `model.train_step`, log, let the hooks act. The backward pass and
+# One step of training is four things: take a batch, call `model.train_step`, log, let the hooks act. The backward pass and
 # the optimizer's step are a hook too, `OptimizerHook`. This is the loop that just ran:
 
 # %%
@@ -301,12 +301,12 @@ for name, tensor in saved['state_dict'].items():
     boundary(name, tensor)
 
 # %% [markdown]
-# `state_dict` alone classifies; `optimizer` (momentum, here) and the counters in `meta` are for `--resume-from`. The names
-# of the tensors are paths through the model, and the same as in mmclassification, so that its checkpoints load here. Files
-# are read without running code that may be in them.
+# `state_dict` alone classifies; `optimizer` (momentum, here), `random` (where the generators stand) and the counters in
+# `meta` are for `--resume-from`. The names of the tensors are paths through the model, and the same as in mmclassification,
+# so that its checkpoints load here. Files are read without running code that may be in them.
 
 # %%
-assert set(saved) == {'meta', 'state_dict', 'optimizer'} and saved['meta']['epoch'] == 6
+assert set(saved) == {'meta', 'state_dict', 'optimizer', 'random'} and saved['meta']['epoch'] == 6
 assert sum(tensor.numel() for tensor in saved['state_dict'].values()) == 61_706
 
 # %% [markdown]
@@ -326,7 +326,8 @@ confusion = plots.confusion_matrix(results, labels, dataset.CLASSES)
 display(confusion, confusion.table)
 
 # %% [markdown]
-# Rows are what a digit is, columns what it was taken for: blue is right, orange wrong. And these are the mistakes of which
+# Rows are what a digit is, columns what it was taken for: blue is right, orange wrong; the darkest orange answers the
+# prediction. And these are the mistakes of which
 # the model was most sure. Some of them you would have made as well.
 
 # %%
@@ -354,6 +355,7 @@ for lr in (0.01, 0.1):
     options = {**brief, 'runner.max_epochs': 2, 'optimizer.lr': lr}
     commands.train(recipe, folder, seed=0, device='cpu', validate=False, options=options)
     losses[lr] = plots.read_log(folder)[-1]['loss']
+print({lr: round(loss, 2) for lr, loss in losses.items()})
 assert losses[0.1] < losses[0.01]  # on 60,000 digits, two epochs are fifteen times as many steps
 
 # %% [markdown]

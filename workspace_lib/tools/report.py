@@ -54,7 +54,7 @@ caption { text-align: left; color: var(--soft); }
 details { margin: .4rem 0; }
 summary { cursor: pointer; }
 figure { margin: 1rem 0; overflow-x: auto; }
-figure svg { max-width: 100%; min-width: 27rem; height: auto; }
+figure svg { max-width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .9rem; max-width: 44rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; }
 .card { background: var(--card); border-radius: .5rem; overflow: hidden; break-inside: avoid; }
