@@ -177,7 +177,7 @@ def save_checkpoint(model: nn.Module, filename: str | os.PathLike, optimizer: An
         content['optimizer'] = {name: one.state_dict() for name, one in optimizer.items()}
     elif optimizer is not None:
         content['optimizer'] = optimizer.state_dict()
-    _write_atomically(Path(filename), lambda temporary: _save(_on_cpu(content), temporary, filename))
+    write_atomically(Path(filename), lambda temporary: _save(_on_cpu(content), temporary, filename))
 
 
 def _on_cpu(value: Any) -> Any:
@@ -201,7 +201,8 @@ def _save(content: dict[str, Any], temporary: Path, filename: str | os.PathLike)
                         'refuses; keep to tensors, numbers, text, lists and dicts')
 
 
-def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file and rename it to `path`: never half a file; a failure leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_by_a_kill in path.parent.glob(glob.escape(f'.{path.name}.') + '*.tmp'):
         left_by_a_kill.unlink()
@@ -226,4 +227,4 @@ def link_latest(folder: str | os.PathLike, filename: str, name: str = 'latest.pt
         except OSError:
             shutil.copy(Path(folder) / Path(filename).name, temporary)
 
-    _write_atomically(Path(folder) / name, link)
+    write_atomically(Path(folder) / name, link)

@@ -28,7 +28,7 @@ from ..apis import (
     try_metrics,
     workflow_of,
 )
-from ..checkpoint import read_checkpoint
+from ..checkpoint import read_checkpoint, write_atomically
 from ..config import Config, where
 from ..datasets import build_dataset
 from ..device import Precision, select_device
@@ -121,7 +121,7 @@ def _start_folder(cfg: Config, name: str, stamp: str) -> None:
     get_root_logger(folder / f'{stamp}.log', cfg.get('log_level', 'INFO'))
     cfg.dump(str(folder / f'{name}.py'))
     versions = collect_versions()
-    write_atomically(folder / 'report.json', json.dumps(versions, indent=2) + '\n')
+    write_whole(folder / 'report.json', json.dumps(versions, indent=2) + '\n')
     logger.info('seed %d; %s', cfg.seed, ', '.join(f'{key} {value}' for key, value in versions.items() if value))
 
 
@@ -177,21 +177,16 @@ def _writer(out: str) -> Any:
     if not path.resolve().parent.is_dir():
         raise FileNotFoundError(f'--out {out}: the folder {path.resolve().parent} does not exist')
     if path.suffix == '.json':
-        return lambda result: write_atomically(path, json.dumps(_plain(result)))
+        return lambda result: write_whole(path, json.dumps(_plain(result)))
     if path.suffix in ('.pkl', '.pickle'):
-        return lambda result: write_atomically(path, pickle.dumps(result))
-    return lambda result: write_atomically(path, yaml.safe_dump(_plain(result), sort_keys=False))
+        return lambda result: write_whole(path, pickle.dumps(result))
+    return lambda result: write_whole(path, yaml.safe_dump(_plain(result), sort_keys=False))
 
 
-def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Under a temporary name first: a reader never sees half a file, and a failure leaves the old one."""
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """A file that is never half there, as checkpoints are written."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = Path(f'{path}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(data))
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .commands import write_atomically
+from .commands import write_whole
 from .photos import Photograph
 from .plots import BLUE, VERMILLION, Mistake, Plot
 from .table import Table
@@ -116,7 +116,7 @@ def write(folder: Path, title: str, lead: str, sections: Sequence[Section], fact
                       table(Table(('what', 'version'), versions)), table(Table(('stage', 'seconds'), seconds))])
     text = page(title, paragraph(lead), [*facts, ('everything', f'{seconds[-1][1]:.0f} s')], sections, footer)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / 'index.html', text)
+    write_whole(folder / 'index.html', text)
     return folder / 'index.html'
 
 

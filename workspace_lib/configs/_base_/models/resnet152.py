@@ -1,11 +1,2 @@
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='ResNet', depth=152, num_stages=4, out_indices=(3, ), style='pytorch'),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=1000,
-        in_channels=2048,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
-        topk=(1, 5),
-    ))
+_base_ = './resnet50.py'
+model = dict(backbone=dict(depth=152))
