@@ -1,7 +1,7 @@
 # The front door. `make` alone prints this help; every target installs what it needs on its first call.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv up down restart status logs url shell exec doctor gpu-check report build rebuild wheels train study tensorboard prepare demo notebooks notebooks-check test test-browser test-container lint bench clean
+.PHONY: help venv up down restart status logs url shell exec doctor gpu-check report build rebuild wheels train study tensorboard prepare demo notebooks notebooks-check test test-browser pictures test-container lint bench clean
 
 PY := .venv/bin/python
 # One front door for three lanes. A host with Docker needs no .venv.
@@ -93,6 +93,9 @@ test: ## run the tests (ARGS='-k registry' for a part of them)
 
 test-browser: venv ## open the lab in a headless Chromium and run the tour
 	@$(PY) -m pytest -q -m browser tests/browser $(ARGS)
+
+pictures: venv ## the README's pictures of the lab, photographed anew in a headless Chromium
+	@scripts/make_pictures.sh
 
 test-container: venv ## build the image on a stand-in base and prove the stack (Debian or Ubuntu, root; 20 min)
 	@tests/container/run $(ARGS)

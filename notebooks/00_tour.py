@@ -33,7 +33,7 @@ from IPython.display import HTML, display
 
 from workspace_lib import apis
 from workspace_lib.registry import BACKBONES, MODELS
-from workspace_lib.tools import commands, plots
+from workspace_lib.tools import commands, plots, widgets
 from workspace_lib.tools.photos import photograph
 
 torch.set_num_threads(1)  # so that a machine with more cores gets the same numbers
@@ -206,6 +206,13 @@ display(photos, photos.table)
 
 # %% [markdown]
 # The flower is a dahlia. ImageNet has no such class, so the model spreads its bets over what it knows.
+
+# %% [markdown]
+# Now with your own hands: the short side is resized to `size`, then the middle 224 pixels are cut out. **Predict**: at
+# which size does the cat stop being one? (A page without a kernel shows no controls; the pictures above are one setting.)
+
+# %% tags=["varies"]
+display(widgets.crop_explorer(classifier, names))
 
 # %%
 cats = {label for label, _ in plots.top_k(scores[0], classifier.CLASSES, 3)}

@@ -154,15 +154,47 @@ def test_first_notebook_runs_through(server, page):
         page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
         page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
         cells = run_through(server, page, copy)
-        screenshot(page, '3_run')
         assert [c['source'] for c in cells if c['execution_count'] is None] == []
         assert [o for c in cells for o in c['outputs'] if o['output_type'] == 'error'
                 and 'raises-exception' not in c['metadata'].get('tags', [])] == []
+        widget_responds(page)
     finally:
         for session in server.call('GET', 'sessions'):
             if session['path'] == copy:
                 server.call('DELETE', f'sessions/{session["id"]}')
         server.call('DELETE', f'contents/{copy}')
+
+
+def widget_responds(page: Any) -> None:
+    """The controls of the tour appear, and moving the slider draws another picture."""
+    picture = page.locator(f'{IN_FRONT} .widget-html img')
+    scroll_to(page, f'{IN_FRONT} .widget-slider')
+    before = picture.first.get_attribute('src')
+    screenshot(page, '3_run')
+    handle = page.locator(f'{IN_FRONT} .widget-slider .noUi-handle').first
+    handle.focus()
+    for _ in range(3):
+        handle.press('ArrowRight')
+    end = time.monotonic() + 60
+    while picture.first.get_attribute('src') == before:
+        assert time.monotonic() < end, 'the picture is the same 60 s after the slider moved'
+        page.wait_for_timeout(200)
+    screenshot(page, '4_widget')
+
+
+def scroll_to(page: Any, selector: str) -> None:
+    """Scroll down the notebook until it is in view: JupyterLab draws only the cells around that."""
+    box = page.locator(f'{IN_FRONT} .jp-WindowedPanel-outer').first
+    box.evaluate('element => { element.scrollTop = 0 }')
+    for _ in range(200):
+        page.wait_for_timeout(150)
+        if page.locator(selector).count():
+            for _ in range(3):  # what is drawn above it still pushes it about
+                page.locator(selector).first.evaluate("element => element.scrollIntoView({block: 'center'})")
+                page.wait_for_timeout(500)
+            return
+        box.evaluate('element => { element.scrollTop += 500 }')
+    raise AssertionError(f'{selector} is nowhere in the notebook')
 
 
 def run_through(server: Server, page: Any, path: str) -> list[dict]:

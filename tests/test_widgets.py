@@ -1,0 +1,76 @@
+"""Widgets are skins: what they draw comes from a function that is tested here without a browser."""
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from workspace_lib.tools import widgets
+from workspace_lib.tools.photos import PHOTOGRAPHS, photograph
+
+
+class Brightness(torch.nn.Module):
+    """Says how bright what it sees is: class 1, in percent of white."""
+
+    CLASSES = ('dark', 'bright')
+
+    def __init__(self, steps):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.cfg = SimpleNamespace(filename='c.py', data=SimpleNamespace(test=SimpleNamespace(pipeline=steps)))
+
+    def forward(self, img, return_loss):
+        assert not return_loss and img.shape == (1, 3, 224, 224)
+        bright = float(img.mean()) / 255
+        return [np.array([1 - bright, bright], np.float32)]
+
+
+STEPS = [dict(type='LoadImageFromFile'), dict(type='Resize', size=(256, -1)), dict(type='CenterCrop', crop_size=224),
+         dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])]
+
+
+@pytest.fixture(scope='module')
+def square(tmp_path_factory):
+    """White in the middle, black around it."""
+    import cv2
+
+    image = np.zeros((600, 600, 3), np.uint8)
+    image[200:400, 200:400] = 255
+    path = tmp_path_factory.mktemp('photo') / 'square.png'
+    cv2.imwrite(str(path), image)
+    return path
+
+
+def test_the_larger_the_photograph_the_less_of_it_is_seen(square):
+    model = Brightness(STEPS)
+    shares = [dict((row[2], row[3]) for row in widgets.seen_at(model, square, size).table.rows)['bright']
+              for size in (224, 448, 672)]
+    assert shares == pytest.approx([100 / 9, 400 / 9, 100], abs=2)
+    assert model.cfg.data.test.pipeline[1]['size'] == (256, -1), 'the config of the model was changed'
+
+
+@pytest.mark.parametrize('steps, size, message', [(STEPS, 200, 'smaller than the crop of 224'),
+                                                  (STEPS[:1] + STEPS[2:], 256, 'no Resize')])
+def test_what_cannot_be_shown_is_said(square, steps, size, message):
+    with pytest.raises(ValueError, match=message):
+        widgets.seen_at(Brightness(steps), square, size)
+
+
+def test_every_change_of_a_control_draws_anew(monkeypatch):
+    pytest.importorskip('ipywidgets')
+    names = list(PHOTOGRAPHS)[:2]
+    try:
+        photograph(names[0])
+    except ModuleNotFoundError:
+        pytest.skip('needs scikit-image (extra demo)')
+    monkeypatch.setattr(widgets, 'seen_at', lambda model, photo, size: SimpleNamespace(
+        _repr_mimebundle_=lambda: {'text/html': f'{photo.name} {size}'}))
+    menu, slider, picture = widgets.crop_explorer(None, names).children
+    shown = [picture.value]
+    slider.value = 480
+    shown.append(picture.value)
+    menu.value = names[1]
+    shown.append(picture.value)
+    assert shown == [f'{names[0]} 224', f'{names[0]} 480', f'{names[1]} 480']
