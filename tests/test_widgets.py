@@ -45,7 +45,7 @@ def square(tmp_path_factory):
 
 def test_the_larger_the_photograph_the_less_of_it_is_seen(square):
     model = Brightness(STEPS)
-    shares = [dict((row[2], row[3]) for row in widgets.seen_at(model, square, size).table.rows)['bright']
+    shares = [{row[2]: row[3] for row in widgets.seen_at(model, square, size).table.rows}['bright']
               for size in (224, 448, 672)]
     assert shares == pytest.approx([100 / 9, 400 / 9, 100], abs=2)
     assert model.cfg.data.test.pipeline[1]['size'] == (256, -1), 'the config of the model was changed'

@@ -90,38 +90,29 @@ stop_daemon() {
     kill -9 "$pid" 2> /dev/null || true
 }
 
-# As the published image has it: Python 3 and torch as system packages, no virtual environment.
+# As the published image has it: Python 3 and torch as system packages, a compiler, no virtual environment; and nothing of
+# what our own image adds, so that the build has to.
 make_base() {
     local root=$WORK/rootfs
-    debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,python3-dev,g++,ca-certificates,git,openssh-client,procps,less,libnss-extrausers \
+    debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,python3-dev,g++,ca-certificates \
         bookworm "$root" > "$WORK/debootstrap.log" 2>&1 || { tail "$WORK/debootstrap.log"; die 'debootstrap failed'; }
-    if compgen -G '/usr/local/share/ca-certificates/*.crt' > /dev/null; then
-        cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates/"
-        chroot "$root" update-ca-certificates > /dev/null 2>&1
-    fi
     rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
     say 'debootstrap done'
-    tar --numeric-owner -C "$root" -c . | docker import -c 'ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt' - "$BASE-bare" > /dev/null
+    tar --numeric-owner -C "$root" -c . | docker import - "$BASE-bare" > /dev/null
     rm -rf --one-file-system "$root"
     say 'imported'
+    local secret=()
+    [ -z "${CA_CERT:-}" ] || secret=(--secret "id=ca,src=$CA_CERT")
     DOCKER_BUILDKIT=1 docker build --quiet -t "$BASE" --build-arg "BARE=$BASE-bare" --build-arg "TORCH=$TORCH" \
-        --build-arg "TORCHVISION=$TORCHVISION" - < tests/container/base.Dockerfile > /dev/null
+        --build-arg "TORCHVISION=$TORCHVISION" "${secret[@]}" - < tests/container/base.Dockerfile > /dev/null
     say "stand-in base image with torch $TORCH"
 }
 
-# Every package of the image, fetched by the host's pip with the host's settings; the build itself has no network.
-make_wheelhouse() {
-    local lock=$WORK/lock.txt
-    mkdir -p docker/wheels/pip
-    # The stand-in's Python is 3.11.2; the lock is for 3.11.5 and newer in this place.
-    echo 'soupsieve==2.8.4' > docker/wheels/lock.txt
-    "$PYTHON" docker/steps/lock.py requirements/constraints.txt docker/requirements/image.txt docker/wheels/lock.txt \
-        | grep -Ev '^(torch|torchvision|triton|playwright|greenlet|ruff|mypy|librt|types-)' > "$lock"
-    "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11.2 --implementation cp --abi cp311 --abi abi3 --abi none \
-        --dest docker/wheels/pip --requirement "$lock"
-    local package
-    for package in mmcv-full mmcv; do
-        "$PYTHON" -m pip download --quiet --no-deps --no-build-isolation --no-binary "$package" --dest docker/wheels/pip "$package==1.7.2"
-    done
-    say "wheelhouse: $(find docker/wheels/pip -type f | wc -l) files, $(du -sh docker/wheels/pip | cut -f1)"
+# A machine behind a proxy that opens TLS has that proxy's certificate among its own: it becomes the build secret, as a
+# company's would, and the base image stays without it.
+name_certificate() {
+    unset CA_CERT
+    compgen -G '/usr/local/share/ca-certificates/*.crt' > /dev/null || return 0
+    cat /usr/local/share/ca-certificates/*.crt > "$WORK/ca.pem"
+    export CA_CERT=$WORK/ca.pem
 }

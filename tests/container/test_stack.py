@@ -6,15 +6,20 @@ The tests stand in the order of a lab's life; each asks one thing.
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import os
 import shlex
 import shutil
+import ssl
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -273,6 +278,72 @@ class TestImage:
         assert added < 1.5e9
 
 
+class TestCompanyCertificate:
+    """A package index that only a company's own certificate vouches for; the certificate is a secret of the build."""
+
+    @pytest.fixture(scope='class')
+    @classmethod
+    def index(cls, tmp_path_factory) -> Iterator[tuple[int, Path]]:
+        """The port of an https index with one package, and the certificate that vouches for it."""
+        folder = tmp_path_factory.mktemp('index')
+        folder.chmod(0o755)
+        certificate, key = folder / 'ca.pem', folder / 'key.pem'
+        subprocess.run(
+            ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=a company',
+             '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', str(key), '-out', str(certificate)],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        packages = folder / 'served' / 'simple' / 'a-companys-package'
+        packages.mkdir(parents=True)
+        with zipfile.ZipFile(packages / 'a_companys_package-1.0-py3-none-any.whl', 'w') as wheel:
+            info = 'a_companys_package-1.0.dist-info'
+            wheel.writestr(f'{info}/METADATA', 'Metadata-Version: 2.1\nName: a-companys-package\nVersion: 1.0\n')
+            wheel.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+            wheel.writestr(f'{info}/RECORD', '')
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder / 'served'))
+        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port, certificate
+        server.shutdown()
+
+    def fetch(self, port: int, *options: str) -> subprocess.CompletedProcess[str]:
+        """The pip step of the Dockerfile, in the image, against that index."""
+        script = '/steps/pip.sh download --no-deps --dest /tmp/out a-companys-package && ls /tmp/out'
+        return run(
+            'docker', 'run', '--rm', '--network', 'host', '--user', f'{OTHER}:{OTHER}', '--entrypoint', 'bash',
+            '-e', 'HOME=/tmp', '-e', f'PIP_INDEX_URL=https://127.0.0.1:{port}/simple', '-e', 'PIP_RETRIES=0',
+            '-v', f'{CHECKOUT}/docker/steps:/steps:ro', *options, f'{NAME}:cpu', '-c', script, check=False,
+        )  # fmt: skip
+
+    def test_with_the_secret_the_index_is_trusted_and_without_it_not(self, index):
+        port, certificate = index
+        with_it = self.fetch(port, '-v', f'{certificate}:/run/secrets/ca:ro')
+        assert with_it.returncode == 0 and 'a_companys_package-1.0' in with_it.stdout, with_it.stderr
+        without = self.fetch(port)
+        assert without.returncode and 'certificate verify failed' in (without.stdout + without.stderr).lower()
+
+    def test_it_is_nowhere_in_what_was_built_with_it(self):
+        """The stage that every other stands on, as `make wheels` built it a while ago with this machine's certificate."""
+        secret = Path(os.environ['WORK']) / 'ca.pem'
+        if not secret.exists():
+            pytest.skip('this machine trusts no certificate of its own')
+        line = secret.read_text().splitlines()[2]
+        base = ['--build-arg', f'BASE_IMAGE={os.environ["CPU_BASE_IMAGE"]}', '--build-arg', 'MMCV_OPS=1']
+        run('docker', 'build', '--file', 'docker/Dockerfile', '--target', 'base', *base, '--build-arg',
+            'TORCH_CUDA_ARCH_LIST=', '--secret', f'id=ca,src={secret}', '--tag', f'{NAME}:certified', '.')  # fmt: skip
+        try:
+            places = '/etc /opt /home /root /run /srv /tmp /var /usr/local'
+            found = run('docker', 'run', '--rm', '--user', '0', '--entrypoint', 'grep', f'{NAME}:certified',
+                        '-rlsF', '--', line, *places.split(), check=False)  # fmt: skip
+            assert found.returncode == 1 and found.stdout == '', found.stdout + found.stderr
+            assert line not in run('docker', 'history', '--no-trunc', f'{NAME}:certified').stdout
+        finally:
+            run('docker', 'rmi', '--no-prune', f'{NAME}:certified', check=False)
+
+
 class TestCommands:
     def test_training_as_in_the_readme_leaves_the_persons_checkpoint(self, up):
         done = run(
@@ -397,7 +468,8 @@ class TestAnotherUser:
     """The same image, the same volume, another uid."""
 
     @pytest.fixture(scope='class', autouse=True)
-    def other(self) -> Iterator[None]:
+    @classmethod
+    def other(cls) -> Iterator[None]:
         run('chown', '-R', f'{OTHER}:{OTHER}', str(CHECKOUT))
         env = CHECKOUT / '.env'
         env.write_text(env.read_text().replace(str(OWNER), str(OTHER)))
@@ -426,15 +498,28 @@ class TestAnotherUser:
 class TestGpuRequest:
     """There is no GPU here; what the engine was asked for, and what it hands to the hook, is on record."""
 
+    @pytest.fixture(scope='class', autouse=True)
+    @classmethod
+    def gpu_image(cls) -> Iterator[None]:
+        """The target gpu on the same stand-in base, whose torch is a CUDA build too; all but its last layers is there."""
+        run('docker', 'build', '--file', 'docker/Dockerfile', '--target', 'gpu', '--tag', f'{NAME}:gpu',
+            '--build-arg', f'BASE_IMAGE={os.environ["CPU_BASE_IMAGE"]}', '--build-arg', 'OFFLINE=1', '--network', 'none',
+            '--build-arg', f'MMCV_OPS={os.environ.get("MMCV_OPS", "1")}', '--build-arg', 'TORCH_CUDA_ARCH_LIST=',
+            '.')  # fmt: skip
+        yield
+        run('docker', 'rmi', '--no-prune', f'{NAME}:gpu', check=False)
+
+    def test_target_gpu_says_what_it_is(self):
+        env = json.loads(inspect('{{json .Config.Env}}', f'{NAME}:gpu'))
+        assert {'LAB_DEVICE=gpu', 'NVIDIA_DRIVER_CAPABILITIES=compute,utility'} <= set(env)
+
     def test_service_lab_asks_for_every_gpu(self):
-        run('docker', 'tag', f'{NAME}:cpu', f'{NAME}:gpu')
         try:
             run('docker', 'compose', 'create', '--no-build', 'lab')
             asked = json.loads(inspect('{{json .HostConfig.DeviceRequests}}'))
             limits = json.loads(inspect('{{json .HostConfig.Ulimits}}'))
         finally:
             run('docker', 'compose', 'down')
-            run('docker', 'rmi', '--no-prune', f'{NAME}:gpu', check=False)
         assert [(r['Driver'], r['Count'], r['Capabilities']) for r in asked] == [('nvidia', -1, [['gpu']])]
         assert {(limit['Name'], limit['Hard']) for limit in limits} == {('memlock', -1), ('stack', 67108864)}
 

@@ -245,6 +245,8 @@ class Stack:
         command = ['docker', 'build', '--file', 'docker/Dockerfile', '--target', target, *words]
         for key, value in args.items():
             command += ['--build-arg', f'{key}={value}']
+        if settings.get('OFFLINE'):  # what would reach out is found out here, not where there is no network
+            command += ['--network', 'none']
         if settings.get('CA_CERT'):
             command += ['--secret', f'id=ca,src={os.path.abspath(settings["CA_CERT"])}']
         if not sys.stderr.isatty():
