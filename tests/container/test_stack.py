@@ -326,7 +326,7 @@ class TestCompanyCertificate:
         assert without.returncode and 'certificate verify failed' in (without.stdout + without.stderr).lower()
 
     def test_it_is_nowhere_in_what_was_built_with_it(self):
-        """The stage that every other stands on, as `make wheels` built it a while ago with this machine's certificate."""
+        """The stage that all stand on, as `make wheels` built it a while ago with this machine's certificate."""
         secret = Path(os.environ['WORK']) / 'ca.pem'
         if not secret.exists():
             pytest.skip('this machine trusts no certificate of its own')
@@ -501,9 +501,9 @@ class TestGpuRequest:
     @pytest.fixture(scope='class', autouse=True)
     @classmethod
     def gpu_image(cls) -> Iterator[None]:
-        """The target gpu on the same stand-in base, whose torch is a CUDA build too; all but its last layers is there."""
-        run('docker', 'build', '--file', 'docker/Dockerfile', '--target', 'gpu', '--tag', f'{NAME}:gpu',
-            '--build-arg', f'BASE_IMAGE={os.environ["CPU_BASE_IMAGE"]}', '--build-arg', 'OFFLINE=1', '--network', 'none',
+        """Target gpu on the same stand-in base, whose torch is a CUDA build too; all but the last layers is there."""
+        run('docker', 'build', '--file', 'docker/Dockerfile', '--target', 'gpu', '--tag', f'{NAME}:gpu', '--network',
+            'none', '--build-arg', f'BASE_IMAGE={os.environ["CPU_BASE_IMAGE"]}', '--build-arg', 'OFFLINE=1',
             '--build-arg', f'MMCV_OPS={os.environ.get("MMCV_OPS", "1")}', '--build-arg', 'TORCH_CUDA_ARCH_LIST=',
             '.')  # fmt: skip
         yield
