@@ -8,8 +8,10 @@ python "$here/wanted.py" /pyproject.toml lab demo > /tmp/wanted.txt
 "$here/pip.sh" wheel --wheel-dir "$out/pip" --requirement /tmp/wanted.txt --requirement /requirements/image.txt \
     setuptools wheel packaging
 "$here/pip.sh" wheel --wheel-dir "$out/pip" --no-deps mmcls
+# One source under two names: its setup.py takes the name from this variable, and pip refuses one that is not as asked for.
 for package in mmcv-full mmcv; do
-    MMCV_WITH_OPS=0 "$here/pip.sh" download --dest "$out/pip" --no-deps --no-build-isolation --no-binary "$package" "$package==1.7.2"
+    MMCV_WITH_OPS=$([ "$package" = mmcv ] && echo 0 || echo 1) \
+        "$here/pip.sh" download --dest "$out/pip" --no-deps --no-build-isolation --no-binary "$package" "$package==1.7.2"
 done
 # torch is in the base; where this image had to bring the CPU build, so must the next.
 if python -c 'import sys, torch; sys.exit(not torch.__file__.startswith(sys.prefix))'; then
