@@ -16,7 +16,9 @@ if [ "${OFFLINE:-}" = 1 ]; then
         echo "OFFLINE=1, but there are no .deb files in docker$debs for:$missing. Call make wheels where there is a network." >&2
         exit 1
     }
-    exec apt-get install --yes --no-install-recommends --no-download "$debs"/*.deb
+    # No sources, so nothing to download. (With --no-download apt installs no file that it is given by its path.)
+    exec apt-get install --yes --quiet=2 --no-install-recommends --option Dir::Etc::sourcelist=/dev/null \
+        --option Dir::Etc::sourceparts=/dev/null "$debs"/*.deb
 fi
 
 if [ -s /run/secrets/ca ]; then

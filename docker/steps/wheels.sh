@@ -5,8 +5,14 @@ out=$1
 here=$(dirname "$0")
 mkdir -p "$out/pip"
 python "$here/wanted.py" /pyproject.toml lab demo > /tmp/wanted.txt
-"$here/pip.sh" wheel --wheel-dir "$out/pip" --requirement /tmp/wanted.txt --requirement /requirements/image.txt \
-    setuptools wheel packaging
+# What is missing beside the base, and not what is there: torch alone would be 3 GB.
+"$here/pip.sh" install --dry-run --report /tmp/missing.json --requirement /tmp/wanted.txt --requirement /requirements/image.txt
+python - /tmp/missing.json > /tmp/missing.txt << 'PYTHON'
+import json, sys
+for package in json.load(open(sys.argv[1]))['install']:
+    print(f"{package['metadata']['name']}=={package['metadata']['version']}")
+PYTHON
+"$here/pip.sh" wheel --wheel-dir "$out/pip" --no-deps --requirement /tmp/missing.txt pip setuptools wheel packaging ninja
 "$here/pip.sh" wheel --wheel-dir "$out/pip" --no-deps mmcls
 # One source under two names: its setup.py takes the name from this variable, and pip refuses one that is not as asked for.
 for package in mmcv-full mmcv; do
@@ -17,4 +23,4 @@ done
 if python -c 'import sys, torch; sys.exit(not torch.__file__.startswith(sys.prefix))'; then
     "$here/pip.sh" download --dest "$out/pip" --extra-index-url "$TORCH_INDEX" --requirement /requirements/cpu.txt
 fi
-rm /tmp/wanted.txt
+rm /tmp/wanted.txt /tmp/missing.json /tmp/missing.txt
