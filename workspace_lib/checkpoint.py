@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from torch import nn
 
 from . import __version__
 from .dist import is_main
+from .layouts import convert, detect
+from .model_zoo import config_of
 from .safe_load import UnsafeCheckpointError as UnsafeCheckpointError
 from .safe_load import allowed_globals, read_checkpoint, some
 
@@ -40,7 +42,11 @@ def load_checkpoint(model: nn.Module, filename: str | os.PathLike, map_location:
                     prefix: str = '') -> dict[str, Any]:
     """Load the weights in `filename` into `model`; what does not fit is logged.
 
+    Where the names fit no better than by chance, those of torchvision and timm are turned into ours, and a prefix such
+    as `module.` or `backbone.` is taken off or put on; a line in the log says so.
+
     Args:
+        filename: what `read_checkpoint` takes.
         strict: raise unless names and shapes agree exactly.
         revise_keys: (pattern, replacement) pairs for `re.sub` on the names in the file.
         prefix: take only the part of the file's model under this name, such as `backbone`.
@@ -56,9 +62,10 @@ def load_checkpoint(model: nn.Module, filename: str | os.PathLike, map_location:
     checkpoint = read_checkpoint(filename, map_location)
     weights = weights_of(checkpoint, filename)
     revised = _with_layout(weights, ((_revised(k, revise_keys), v) for k, v in weights.items()))
-    if prefix:
-        revised = _part(revised, prefix.rstrip('.') + '.', filename)
-    load_state_dict(model, revised, strict, logger, filename)
+    how, named = _best_reading(revised, unwrapped(model).state_dict(), prefix and prefix.rstrip('.') + '.', filename)
+    if how and is_main():
+        (logger or logging.getLogger('workspace_lib')).info('%s: %s', filename, how)
+    load_state_dict(model, named, strict, logger, filename)
     return checkpoint
 
 
@@ -68,12 +75,60 @@ def _revised(name: str, rules: Sequence[tuple[str, str]]) -> str:
     return name
 
 
-def _part(weights: dict[str, Any], prefix: str, filename: str | os.PathLike) -> dict[str, Any]:
-    part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    if not part:
+def _best_reading(weights: dict[str, Any], own: dict[str, Any], prefix: str,
+                  filename: str | os.PathLike) -> tuple[str, dict[str, Any]]:
+    """What was done to the names, and the result: the first that fits half of the model, or whichever fits most."""
+    best: tuple[int, str, dict[str, Any]] | None = None
+    for how, named in _readings(weights, own):
+        part = _under(named, prefix) if prefix else named
+        fitting = sum(k in own and own[k].shape == getattr(v, 'shape', None) for k, v in part.items())
+        if part and (best is None or fitting > best[0]):
+            best = fitting, how, part
+        if 2 * fitting >= len(own):
+            break
+    if best is None:
         raise RuntimeError(f'{filename} has nothing under {prefix!r}; its parts: '
                            f'{some(sorted({k.partition(".")[0] for k in weights}))}')
-    return part
+    return best[1:]
+
+
+def _readings(weights: dict[str, Any], own: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The ways in which the names may be meant, likeliest first."""
+    yield '', weights
+    bare = without_prefix(weights)
+    yield 'the prefix that all names share was taken off', bare
+    found = detect(bare)
+    if found and found[1] != 'mmcls':
+        bare = convert(bare, 'mmcls', found)
+        yield f'names of {found[1]} ({found[0]}) were turned into those of mmcls', bare
+    for longer, shorter, put_on in ((own, bare, True), (bare, own, False)):
+        first = next(iter(shorter), '')
+        # `conv1.weight` is the end of many names, of which the shortest is meant.
+        whole = min((name for name in longer if name.endswith(f'.{first}')), key=len, default=first)
+        prefix = whole.removesuffix(first)
+        if prefix and put_on:
+            yield f'{prefix!r} was put before the names', {prefix + k: v for k, v in bare.items()}
+        elif prefix:
+            yield f'only what is under {prefix!r} was taken', _under(bare, prefix)
+
+
+def without_prefix(weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights without a first part that all names share, as `module.` or `model.`, and without second copies."""
+    copies = _second_copies(weights)
+    weights = {k: v for k, v in weights.items() if k not in copies}
+    first = {k.partition('.')[0] for k in weights}
+    if len(first) != 1 or not all('.' in k for k in weights):
+        return weights
+    return without_prefix({k.partition('.')[2]: v for k, v in weights.items()})
+
+
+def _second_copies(names: Iterable[str]) -> set[str]:
+    """mmcv's EMAHook keeps `head.fc.bias` a second time, as `ema_head_fc_bias`: nothing that a model loads."""
+    return {f'ema_{name.replace(".", "_")}' for name in names}.intersection(names)
+
+
+def _under(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def load_state_dict(module: nn.Module, state_dict: dict[str, Any], strict: bool = False,
@@ -93,7 +148,7 @@ def load_state_dict(module: nn.Module, state_dict: dict[str, Any], strict: bool 
         raise RuntimeError('\n  '.join([
             f'{source} is a checkpoint of another model: it has {fitting} of {len(own)} tensors', *shapes[:3],
             f'names in the file: {some(state_dict)}', f'names in the model: {some(own)}',
-            'use the config that it was trained with; where only the names differ, '
+            *_whose(state_dict, source), 'use the config that it was trained with; where only the names differ, '
             "load_checkpoint(..., revise_keys=[(r'^', 'backbone.')])"]))
     lists = {'with another shape': shapes, 'missing': missing, 'unexpected': unexpected}
     report = '\n  '.join([f"{source} has {fitting} of the model's {len(own)} tensors",
@@ -103,6 +158,13 @@ def load_state_dict(module: nn.Module, state_dict: dict[str, Any], strict: bool 
         raise RuntimeError(report)
     if is_main():
         (logger or logging.getLogger('workspace_lib')).warning(report)
+
+
+def _whose(state_dict: dict[str, Any], source: str | os.PathLike) -> list[str]:
+    found, config = detect(without_prefix(state_dict)), config_of(os.fspath(source))
+    hints = [f'the names are those of {found[1]} ({found[0]}); to rename them: workspace convert FILE OUT --to mmcls'
+             ] if found and found[1] != 'mmcls' else [f'it holds the network {found[0]}'] if found else []
+    return [*hints, *([f'it was published with the config {config} of mmclassification'] if config else [])]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -128,7 +190,7 @@ def _copy_in(module: nn.Module, state_dict: dict[str, Any]) -> tuple[list[str], 
         result = module.load_state_dict(_with_layout(state_dict, (
             (k, v) for k, v in state_dict.items() if k not in other_shape)), strict=False)
     absent = [k for k in result.missing_keys if k not in other_shape and not _is_counter(k)]
-    return other_shape, absent, result.unexpected_keys
+    return other_shape, absent, [k for k in result.unexpected_keys if k not in _second_copies(state_dict)]
 
 
 def _is_counter(name: str) -> bool:  # old files lack them, and nothing but momentum=None reads them
@@ -177,7 +239,7 @@ def save_checkpoint(model: nn.Module, filename: str | os.PathLike, optimizer: An
         content['optimizer'] = {name: one.state_dict() for name, one in optimizer.items()}
     elif optimizer is not None:
         content['optimizer'] = optimizer.state_dict()
-    write_atomically(Path(filename), lambda temporary: _save(_on_cpu(content), temporary, filename))
+    write_atomically(Path(filename), lambda temporary: save_checked(_on_cpu(content), temporary, filename))
 
 
 def _on_cpu(value: Any) -> Any:
@@ -189,7 +251,8 @@ def _on_cpu(value: Any) -> Any:
     return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
 
 
-def _save(content: dict[str, Any], temporary: Path, filename: str | os.PathLike) -> None:
+def save_checked(content: dict[str, Any], temporary: Path, filename: str | os.PathLike) -> None:
+    """`torch.save` to disk; TypeError, naming `filename`, when reading it back would be refused."""
     with temporary.open('wb') as file:
         torch.save(content, file)
         file.flush()

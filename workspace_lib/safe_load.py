@@ -1,6 +1,6 @@
 """Reads a checkpoint file without running what is in it.
 
-In: a path or `packaged://name`. Out: its dictionary; anything beyond tensors, numbers and text is refused.
+In: a path, an address, a published name. Out: its dictionary; anything beyond tensors, numbers and text is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .download import fetch
+from .model_zoo import SCHEMES, address_of
 from .packaged import our_name, packaged_file
 
 _EXAMPLES = 5
@@ -27,7 +29,7 @@ class UnsafeCheckpointError(ValueError):
     """The file asks for a class or function that weights do not need; it was not run."""
 
 
-class _Inert:
+class Inert:
     """In place of an object of another library: takes any state, does nothing."""
 
     def __init__(self, *args: Any) -> None:
@@ -50,7 +52,7 @@ def allowed_globals() -> list[Any]:
     moved = [(f, f'numpy.{core}.multiarray.{f.__name__}') for f in (scalar, array)  # type: ignore[union-attr]
              for core in ('core', '_core')]
     dtypes = [type(np.dtype(code)) for code in '?bhilqpBHILQPefdgFDGSUMm']
-    stubs = [(_Inert, 'mmcv.utils.config.Config'), (_InertDict, 'mmcv.utils.config.ConfigDict'),
+    stubs = [(Inert, 'mmcv.utils.config.Config'), (_InertDict, 'mmcv.utils.config.ConfigDict'),
              (_InertDict, 'addict.addict.Dict')]
     return [np.ndarray, np.dtype, *dtypes, *moved, *stubs]
 
@@ -59,25 +61,38 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = 'cpu') -> d
     """The content of a checkpoint file, as it was saved.
 
     Args:
-        filename: a path, or `packaged://efficientnet-lite0` (real ImageNet weights from the package index).
+        filename: a path; `https://...`, `mmcls://resnet50_8xb32_in1k`, `open-mmlab://...`, `torchvision://resnet50`
+            (fetched once); or `packaged://efficientnet-lite0` (real ImageNet weights from the package index).
         map_location: where tensors go, as for `torch.load`.
 
     Raises:
         FileNotFoundError: no such file; similar names are listed.
+        ConnectionError: it could not be fetched; says what to put where by hand.
         UnsafeCheckpointError: it holds more than weights, numbers and text.
-        ValueError: it is truncated, no checkpoint, or its address is of another kind.
+        ValueError: it is damaged, no checkpoint, or nothing has that name.
     """
-    scheme, _, name = str(filename).rpartition('://')
+    content = _read(local_file(filename), map_location)
+    if str(filename).startswith('packaged://'):
+        return dict(meta={}, state_dict=OrderedDict((our_name(k), v) for k, v in content.items()))
+    return content
+
+
+def local_file(filename: str | os.PathLike) -> Path:
+    """The file behind a path, an address or a name, fetched where needed; raises as `read_checkpoint` does."""
+    scheme, separator, name = str(filename).partition('://')
+    if not separator:
+        path = Path(filename).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(_not_there(path))
+        return path
     if scheme == 'packaged':
-        weights = _read(packaged_file(name), map_location)
-        return dict(meta={}, state_dict=OrderedDict((our_name(k), v) for k, v in weights.items()))
-    if scheme:
-        raise ValueError(f'{filename}: weights are read from disk only; download the file and give its path, '
-                         'or use packaged://efficientnet-lite0')
-    path = Path(filename).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(_not_there(path))
-    return _read(path, map_location)
+        return packaged_file(name)
+    if scheme in SCHEMES:
+        return fetch(address_of(scheme, name))
+    if scheme in ('http', 'https'):
+        return fetch(str(filename))
+    raise ValueError(f'{filename}: {scheme}:// is unknown; known: a path, https://, '
+                     f'{", ".join(f"{known}://" for known in SCHEMES)}, packaged://')
 
 
 def _not_there(path: Path) -> str:

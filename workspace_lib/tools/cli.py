@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..config import DictAction
+from .convert import add_command as add_convert
 
 _PLAIN_ERRORS = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError, SyntaxError)
 
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_test(commands)
     _add_infer(commands)
     _add_config(commands)
+    add_convert(commands)
     return parser
 
 
