@@ -213,12 +213,6 @@ def test_a_missing_file_names_those_near_by(file):
         read_checkpoint(file.parent)
 
 
-@pytest.mark.parametrize('address', ['https://a.b/c.pth', 'open-mmlab://resnet50', 'torchvision://resnet50'])
-def test_remote_addresses_say_what_to_do(address):
-    with pytest.raises(ValueError, match=f'{address}: .*download the file and give its path'):
-        read_checkpoint(address)
-
-
 def test_an_unknown_package():
     with pytest.raises(ValueError, match='packaged://resnet is unknown; known: packaged://efficientnet-lite0'):
         read_checkpoint('packaged://resnet')

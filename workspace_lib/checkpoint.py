@@ -96,20 +96,26 @@ def _readings(weights: dict[str, Any], own: dict[str, Any]) -> Iterator[tuple[st
     """The ways in which the names may be meant, likeliest first."""
     yield '', weights
     bare = without_prefix(weights)
-    yield 'the prefix that all names share was taken off', bare
+    forms = [('' if bare.keys() <= weights.keys() else 'the prefix that all names share was taken off', bare)]
     found = detect(bare)
     if found and found[1] != 'mmcls':
-        bare = convert(bare, 'mmcls', found)
-        yield f'names of {found[1]} ({found[0]}) were turned into those of mmcls', bare
-    for longer, shorter, put_on in ((own, bare, True), (bare, own, False)):
+        forms.append((f'names of {found[1]} ({found[0]}) were turned into those of mmcls',
+                      convert(bare, 'mmcls', found)))
+    yield from forms
+    for how, form in forms:
+        yield from (('; '.join(filter(None, (how, then))), named) for then, named in _aligned(form, own))
+
+
+def _aligned(weights: dict[str, Any], own: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """With a prefix put on or taken off, so that the first name of one side is a name of the other."""
+    for longer, shorter in ((own, weights), (weights, own)):
         first = next(iter(shorter), '')
         # `conv1.weight` is the end of many names, of which the shortest is meant.
-        whole = min((name for name in longer if name.endswith(f'.{first}')), key=len, default=first)
-        prefix = whole.removesuffix(first)
-        if prefix and put_on:
-            yield f'{prefix!r} was put before the names', {prefix + k: v for k, v in bare.items()}
+        prefix = min((name for name in longer if name.endswith(f'.{first}')), key=len, default='').removesuffix(first)
+        if prefix and longer is own:
+            yield f'{prefix!r} was put before the names', {prefix + k: v for k, v in weights.items()}
         elif prefix:
-            yield f'only what is under {prefix!r} was taken', _under(bare, prefix)
+            yield f'only what is under {prefix!r} was taken', _under(weights, prefix)
 
 
 def without_prefix(weights: dict[str, Any]) -> dict[str, Any]:

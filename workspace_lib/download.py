@@ -111,8 +111,6 @@ def _alone(part: Path) -> Iterator[Path]:
 
 def _download(url: str, part: Path, target: Path) -> None:
     logger.info('fetching %s to %s', url, target)
-    if not _hash_in(target.name):  # nothing could tell whether two halves belong together
-        _empty(part)
     try:
         resumed = part.stat().st_size > 0
         _with_retries(url, part)
@@ -167,6 +165,8 @@ class _SameRules(urllib.request.HTTPRedirectHandler):
 
 def _attempt(url: str, part: Path) -> None:
     """Add to `part` what is missing; raises `_BrokenOff` where less came than was promised."""
+    if not _hash_in(part.stem):  # nothing could tell whether two halves belong together
+        _empty(part)
     start = part.stat().st_size
     request = urllib.request.Request(url, headers={'User-Agent': 'workspace', 'Accept-Encoding': 'identity'})
     if start:

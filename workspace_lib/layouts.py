@@ -41,8 +41,18 @@ backbone.stem.2.bn                  -                           bn1
 _RESIDUAL = '''
 backbone.layer{s}.{b}.conv{i}       layer{s}.{b}.conv{i}        layer{s}.{b}.conv{i}
 backbone.layer{s}.{b}.bn{i}         layer{s}.{b}.bn{i}          layer{s}.{b}.bn{i}
-backbone.layer{s}.{b}.downsample.{i}    layer{s}.{b}.downsample.{i} layer{s}.{b}.downsample.{i}
 head.fc                             fc                          fc
+'''
+_SHORTCUT = '''
+backbone.layer{s}.{b}.downsample.0  layer{s}.{b}.downsample.0   layer{s}.{b}.downsample.0
+backbone.layer{s}.{b}.downsample.1  layer{s}.{b}.downsample.1   layer{s}.{b}.downsample.1
+'''
+# The first stage halves nothing: timm keeps the place of the pooling, mmcls does not.
+_POOLED_SHORTCUT = '''
+backbone.layer1.0.downsample.0      -                           layer1.0.downsample.1
+backbone.layer1.0.downsample.1      -                           layer1.0.downsample.2
+backbone.layer{s}.{b}.downsample.1  -                           layer{s}.{b}.downsample.1
+backbone.layer{s}.{b}.downsample.2  -                           layer{s}.{b}.downsample.2
 '''
 _SQUEEZE = '''
 backbone.layer{s}.{b}.se_layer.conv{i}.conv -                   layer{s}.{b}.se.fc{i}
@@ -145,9 +155,11 @@ backbone.layer<l>.<b>.conv.2.bn     features.<f>.conv.3         blocks.<s>.<b>.b
 def families() -> dict[str, _Rules]:
     """Every family of networks by name; of two that fit the first is meant."""
     table = {
-        'ResNet': _rows(_PLAIN_STEM + _RESIDUAL), 'ResNet with a deep stem': _rows(_DEEP_STEM + _RESIDUAL),
-        'SEResNet': _rows(_PLAIN_STEM + _RESIDUAL + _SQUEEZE),
-        'ResNeSt': _rows(_DEEP_STEM + _RESIDUAL + _SPLIT_ATTENTION),
+        'ResNet': _rows(_PLAIN_STEM + _RESIDUAL + _SHORTCUT),
+        'ResNetV1c': _rows(_DEEP_STEM + _RESIDUAL + _SHORTCUT),
+        'ResNetV1d': _rows(_DEEP_STEM + _RESIDUAL + _POOLED_SHORTCUT),
+        'SEResNet': _rows(_PLAIN_STEM + _RESIDUAL + _SHORTCUT + _SQUEEZE),
+        'ResNeSt': _rows(_DEEP_STEM + _RESIDUAL + _POOLED_SHORTCUT + _SPLIT_ATTENTION),
         'VisionTransformer': _rows(_VIT), 'ConvNeXt': _convnext(), 'DenseNet': _rows(_DENSENET),
         'MobileNetV2': _mobilenet_v2(),
     }
