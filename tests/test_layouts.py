@@ -188,6 +188,22 @@ def test_a_classifier_takes_a_backbone_and_says_what_is_missing(resnet, tmp_path
     assert '2 missing: head.fc.weight, head.fc.bias' in caplog.text
 
 
+def test_all_names_of_a_network_without_classifier_may_begin_alike(tmp_path):
+    weights = {k: v for k, v in their_model('torchvision', 'densenet121').state_dict().items() if k[:4] == 'feat'}
+    torch.save(weights, tmp_path / 'c.pth')
+    names = convert(weights, 'mmcls')
+    assert {name.partition('.')[0] for name in names} == {'backbone'}
+
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, bias=False), nn.BatchNorm2d(64))
+
+    model = Backbone()
+    load_checkpoint(model, tmp_path / 'c.pth')
+    assert torch.equal(model.stem[0].weight, weights['features.conv0.weight'])
+
+
 def test_the_names_of_a_torchvision_model_inside_ours(resnet, tmp_path):
     torch.save(resnet.state_dict(), tmp_path / 'c.pth')
     model = models.build_backbone(dict(type='TorchvisionBackbone', model_name='resnet18'))

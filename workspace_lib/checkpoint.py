@@ -95,12 +95,14 @@ def _best_reading(weights: dict[str, Any], own: dict[str, Any], prefix: str,
 def _readings(weights: dict[str, Any], own: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The ways in which the names may be meant, likeliest first."""
     yield '', weights
-    bare = without_prefix(weights)
-    forms = [('' if bare.keys() <= weights.keys() else 'the prefix that all names share was taken off', bare)]
-    found = detect(bare)
-    if found and found[1] != 'mmcls':
-        forms.append((f'names of {found[1]} ({found[0]}) were turned into those of mmcls',
-                      convert(bare, 'mmcls', found)))
+    forms: list[tuple[str, dict[str, Any]]] = []
+    for bare in without_prefixes(weights):
+        how = '' if bare.keys() <= weights.keys() else 'the prefix that all names share was taken off'
+        forms.append((how, bare))
+        found = detect(bare)
+        if found and found[1] != 'mmcls':
+            forms.append((f'names of {found[1]} ({found[0]}) were turned into those of mmcls',
+                          convert(bare, 'mmcls', found)))
     yield from forms
     for how, form in forms:
         yield from (('; '.join(filter(None, (how, then))), named) for then, named in _aligned(form, own))
@@ -118,14 +120,14 @@ def _aligned(weights: dict[str, Any], own: dict[str, Any]) -> Iterator[tuple[str
             yield f'only what is under {prefix!r} was taken', _under(weights, prefix)
 
 
-def without_prefix(weights: dict[str, Any]) -> dict[str, Any]:
-    """The weights without a first part that all names share, as `module.` or `model.`, and without second copies."""
+def without_prefixes(weights: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The weights without mmcv's second copies; then, as long as all names share a first part, without that."""
     copies = _second_copies(weights)
     weights = {k: v for k, v in weights.items() if k not in copies}
-    first = {k.partition('.')[0] for k in weights}
-    if len(first) != 1 or not all('.' in k for k in weights):
-        return weights
-    return without_prefix({k.partition('.')[2]: v for k, v in weights.items()})
+    yield weights
+    while len({k.partition('.')[0] for k in weights}) == 1 and all('.' in k for k in weights):
+        weights = {k.partition('.')[2]: v for k, v in weights.items()}
+        yield weights
 
 
 def _second_copies(names: Iterable[str]) -> set[str]:
@@ -167,7 +169,8 @@ def load_state_dict(module: nn.Module, state_dict: dict[str, Any], strict: bool 
 
 
 def _whose(state_dict: dict[str, Any], source: str | os.PathLike) -> list[str]:
-    found, config = detect(without_prefix(state_dict)), config_of(os.fspath(source))
+    found = next(filter(None, map(detect, without_prefixes(state_dict))), None)
+    config = config_of(os.fspath(source))
     hints = [f'the names are those of {found[1]} ({found[0]}); to rename them: workspace convert FILE OUT --to mmcls'
              ] if found and found[1] != 'mmcls' else [f'it holds the network {found[0]}'] if found else []
     return [*hints, *([f'it was published with the config {config} of mmclassification'] if config else [])]

@@ -7,11 +7,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import save_checked, weights_of, without_prefix, write_atomically
+from ..checkpoint import save_checked, weights_of, without_prefixes, write_atomically
 from ..layouts import convert, detect
 from ..safe_load import Inert, read_checkpoint, some
 
@@ -64,11 +63,10 @@ def _averaged(checkpoint: dict[str, Any], source: str) -> dict[str, Any]:
 def _renamed(weights: dict[str, Any], to: str | None, layout: str | None) -> tuple[dict[str, Any], list[str]]:
     if to is None:
         return weights, []
-    bare = without_prefix(weights)
-    found = _found(bare, layout)
+    found = _found(weights, layout)
     if found is None:
         raise ValueError(f'these names are of no network that {layout or "mmcls, torchvision or timm"} has here: '
-                         f'{some(bare)}')
+                         f'{some(weights)}')
     (family, source), bare = found
     new = convert(bare, to, (family, source))
     pairs = [f'{old} -> {name}' for old, name in zip(bare, new, strict=True) if old != name]
@@ -78,16 +76,12 @@ def _renamed(weights: dict[str, Any], to: str | None, layout: str | None) -> tup
 
 
 def _found(weights: dict[str, Any], layout: str | None) -> tuple[tuple[str, str], dict[str, Any]] | None:
-    for names in _whole_and_backbone(weights):
-        found = detect(names, layout)
-        if found:
-            return found, names
+    for bare in without_prefixes(weights):
+        for names in (bare, {f'backbone.{name}': value for name, value in bare.items()}):  # mmcls's backbone alone
+            found = detect(names, layout)
+            if found:
+                return found, names
     return None
-
-
-def _whole_and_backbone(weights: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield weights
-    yield {f'backbone.{name}': value for name, value in weights.items()}  # mmcls's backbone alone
 
 
 def _publish(content: dict[str, Any], path: Path, force: bool) -> Path:
