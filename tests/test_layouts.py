@@ -13,6 +13,7 @@ from workspace_lib import models
 from workspace_lib.checkpoint import load_checkpoint, load_state_dict
 from workspace_lib.layouts import convert, detect, families
 
+pytestmark = pytest.mark.filterwarnings('ignore:Unnecessary conv bias:UserWarning')  # mmcls's VGG has it, as it should
 GAP = dict(type='GlobalAveragePooling')
 
 
@@ -36,9 +37,7 @@ CASES = [
     ('timm', 'seresnet50', dict(type='SEResNet', depth=50), GAP, linear(2048), 64),
     ('timm', 'resnest50d', dict(type='ResNeSt', depth=50), GAP, linear(2048), 64),
     ('torchvision', 'vgg11', dict(type='VGG', depth=11, num_classes=7), None, VGG_HEAD, 224),
-    ('torchvision', 'vgg16_bn', dict(type='VGG', depth=16, num_classes=7, norm_cfg=dict(type='BN')), None,
-     VGG_HEAD, 224),
-    ('timm', 'vgg13_bn', dict(type='VGG', depth=13, num_classes=7, norm_cfg=dict(type='BN')), None, VGG_HEAD, 224),
+    ('timm', 'vgg11_bn', dict(type='VGG', depth=11, num_classes=7, norm_cfg=dict(type='BN')), None, VGG_HEAD, 224),
     ('torchvision', 'mobilenet_v2', dict(type='MobileNetV2'), GAP, linear(1280), 64),
     ('timm', 'mobilenetv2_100', dict(type='MobileNetV2'), GAP, linear(1280), 64),
     ('torchvision', 'convnext_tiny', dict(type='ConvNeXt', arch='tiny', out_indices=(3,)), None, linear(768), 64),
@@ -50,20 +49,41 @@ CASES = [
     ('torchvision', 'densenet121', dict(type='DenseNet', arch='121'), GAP, linear(1024), 64),
 ]
 IDS = [f'{layout}-{name}' for layout, name, *_ in CASES]
+# Of these the names and shapes alone.
+LARGE = [
+    *(('torchvision', f'vgg{depth}', dict(type='VGG', depth=depth, num_classes=7), None, VGG_HEAD)
+      for depth in (13, 16, 19)),
+    *((layout, f'vgg{depth}_bn', dict(type='VGG', depth=depth, num_classes=7, norm_cfg=dict(type='BN')), None, VGG_HEAD)
+      for depth in (13, 16, 19) for layout in ('torchvision', 'timm')),
+    ('torchvision', 'resnet152', dict(type='ResNet', depth=152), GAP, linear(2048)),
+    ('torchvision', 'wide_resnet50_2', dict(type='ResNet', depth=50, base_channels=128, expansion=2), GAP,
+     linear(2048)),
+    ('timm', 'resnet152d', dict(type='ResNetV1d', depth=152), GAP, linear(2048)),
+    ('timm', 'mobilenetv2_140', dict(type='MobileNetV2', widen_factor=1.4), GAP, linear(1792)),
+    ('torchvision', 'densenet201', dict(type='DenseNet', arch='201'), GAP, linear(1920)),
+]
+
+
+def without_memory(layout: str, name: str) -> nn.Module:
+    with torch.device('meta'):
+        if layout == 'timm':
+            return pytest.importorskip('timm').create_model(name, num_classes=7)
+        from torchvision.models import get_model
+        return get_model(name, weights=None, num_classes=7)
 
 
 @functools.lru_cache(1)
 def their_model(layout: str, name: str) -> nn.Module:
     """With random weights, statistics and offsets as well: zeros and ones would hide a mix-up."""
     torch.manual_seed(0)
-    if layout == 'timm':
-        model = pytest.importorskip('timm').create_model(name, num_classes=7)
-    else:
-        from torchvision.models import get_model
-        model = get_model(name, weights=None, num_classes=7)
+    model = without_memory(layout, name).to_empty(device='cpu')
     for key, value in model.state_dict().items():
-        if value.dim() == 1:
+        if value.dim() > 1:
+            value.normal_(0, value[0].numel() ** -0.5)
+        elif value.dim() == 1:
             value.uniform_(0.5, 1.5) if key.endswith(('running_var', 'weight')) else value.normal_(0, 0.1)
+        else:
+            value.zero_()
     return model.eval()
 
 
@@ -93,9 +113,21 @@ def test_the_same_weights_give_the_same_logits(layout, name, backbone, neck, hea
     assert expected.std() > 1e-3, 'logits that are all alike would prove nothing'
 
 
+@pytest.mark.parametrize('build', [in_ours, in_mmcls])
+@pytest.mark.parametrize('layout, name, backbone, neck, head', LARGE, ids=[f'{a}-{b}' for a, b, *_ in LARGE])
+def test_deeper_and_wider_ones_have_the_same_names_and_shapes(layout, name, backbone, neck, head, build):
+    config = dict(type='ImageClassifier', backbone=backbone, head=head, **(dict(neck=neck) if neck else {}))
+    with torch.device('meta'):
+        ours = build(config).state_dict()
+    weights = without_memory(layout, name).state_dict()
+    converted = convert(weights, 'mmcls')
+    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in ours.items()}
+    assert {k: v.shape for k, v in convert(converted, layout).items()} == {k: v.shape for k, v in weights.items()}
+
+
 @pytest.mark.parametrize('layout, name', [case[:2] for case in CASES], ids=IDS)
 def test_there_and_back_changes_no_bit(layout, name):
-    weights = their_model(layout, name).state_dict()
+    weights = {k: torch.rand(v.shape) for k, v in without_memory(layout, name).state_dict().items()}
     back = convert(convert(weights, 'mmcls'), layout)
     assert back.keys() == weights.keys()
     assert all(torch.equal(value, weights[key]) for key, value in back.items())
