@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -180,14 +181,24 @@ def test_a_part_that_is_the_whole_file_is_taken(server, cache):
 
 
 def test_a_file_without_a_hash_is_never_put_together_from_two_runs(server, cache):
-    cache.mkdir(parents=True)
-    (cache / 'weights.pth.part').write_bytes(b'?' * 1000)
+    server.break_after = [1000, 1000, 1000, 1000]
+    with pytest.raises(ConnectionError):
+        fetch(f'{server.url}/weights.pth')
     assert fetch(f'{server.url}/weights.pth').read_bytes() == CONTENT
-    assert server.seen == [None]
+    assert server.seen == [None] * 5
 
 
-def test_a_date_is_no_hash(server, cache):
-    assert fetch(f'{server.url}/weights_20210831.pth').read_bytes() == CONTENT
+@pytest.mark.parametrize('name', ['weights.pth', 'weights_20210831.pth', 'weights-20210831.pth', 'weights-0a1b.pth'])
+def test_a_date_is_no_hash(name, server, cache):
+    assert fetch(f'{server.url}/{name}').read_bytes() == CONTENT
+
+
+def test_two_addresses_of_one_file_name_are_two_files(server, cache):
+    first = fetch(f'{server.url}/run1/latest.pth')
+    server.content = b'another'
+    second, third = fetch(f'{server.url}/run2/latest.pth'), fetch(f'{server.url}/run2/latest.pth?version=2')
+    assert len({first, second, third}) == 3 and first.read_bytes() == CONTENT and second.read_bytes() == b'another'
+    assert {path.parent.parent for path in (first, second, third)} == {cache}
 
 
 def test_another_content_than_the_name_says_is_refused(server, cache):
@@ -202,7 +213,7 @@ def test_a_promised_length_that_never_comes_is_an_error(server, cache):
     server.extra_length = 10
     with pytest.raises(ConnectionError, match=r'ended after 3,145,728 of 3,145,738 bytes'):
         fetch(f'{server.url}/weights.pth')
-    assert not (cache / 'weights.pth').exists()
+    assert not list(cache.rglob('weights.pth'))
 
 
 @pytest.mark.parametrize('code', [403, 404])
@@ -247,7 +258,13 @@ def test_an_address_that_names_no_file(path, cache):
 
 
 def test_a_name_cannot_leave_the_folder(server, cache):
-    assert fetch(f'{server.url}/a/%2e%2e%2fb.pth').parent == cache
+    assert fetch(f'{server.url}/a/%2e%2e%2f{NAME}').parent == cache
+
+
+def test_a_redirect_from_https_stays_with_https():
+    request = urllib.request.Request('https://example.com/a.pth')
+    with pytest.raises(ValueError, match='leads to http://127.0.0.1/a.pth, which is not https://'):
+        download._SameRules().redirect_request(request, None, 302, '', {}, 'http://127.0.0.1/a.pth')
 
 
 def test_offline_says_what_to_put_where(cache, monkeypatch):

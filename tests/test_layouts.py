@@ -155,6 +155,12 @@ def test_what_a_network_has_beside_its_family_keeps_its_name():
     assert 'extra.scale' in convert(weights, 'mmcls') and 'backbone.conv1.weight' in convert(weights, 'mmcls')
 
 
+def test_names_of_two_libraries_in_one_file():
+    weights = {**their_model('torchvision', 'resnet18').state_dict(), 'head.fc.weight': torch.ones(1)}
+    with pytest.raises(ValueError, match=r'fc.weight would become head.fc.weight, which is there already'):
+        convert(weights, 'mmcls')
+
+
 def test_names_of_nobody():
     assert detect(['a.weight', 'b.weight']) is None and detect([]) is None
     with pytest.raises(ValueError, match='names are those of no family known here; known: ResNet, '):
@@ -258,6 +264,6 @@ def test_another_network_is_named(resnet, tmp_path):
         load_state_dict(lenet, resnet.state_dict())
     file = tmp_path / 'resnet18_8xb32_in1k_20210831-fbbb1da6.pth'
     torch.save(convert(resnet.state_dict(), 'mmcls'), file)
-    with pytest.raises(RuntimeError, match=r'(?s)it holds the network ResNet.*published with the config '
+    with pytest.raises(RuntimeError, match=r'(?s)names are those of mmcls .ResNet..*published with the config '
                                            'resnet/resnet18_8xb32_in1k.py of mmclassification'):
         load_checkpoint(lenet, file)

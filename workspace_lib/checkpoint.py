@@ -171,8 +171,8 @@ def load_state_dict(module: nn.Module, state_dict: dict[str, Any], strict: bool 
 def _whose(state_dict: dict[str, Any], source: str | os.PathLike) -> list[str]:
     found = next(filter(None, map(detect, without_prefixes(state_dict))), None)
     config = config_of(os.fspath(source))
-    hints = [f'the names are those of {found[1]} ({found[0]}); to rename them: workspace convert FILE OUT --to mmcls'
-             ] if found and found[1] != 'mmcls' else [f'it holds the network {found[0]}'] if found else []
+    hints = [f'the names are those of {found[1]} ({found[0]})' + (
+        '; to rename them: workspace convert FILE OUT --to mmcls' if found[1] != 'mmcls' else '')] if found else []
     return [*hints, *([f'it was published with the config {config} of mmclassification'] if config else [])]
 
 

@@ -42,14 +42,15 @@ def fetch(url: str) -> Path:
     """The file at `url`, from `torch.hub.get_dir()/checkpoints` where it is already there.
 
     Only https, and http from this machine: the eight digits of a hash tell a damaged file, not a forged one.
-    Several processes that ask at once wait for one of them.
+    Several processes that ask at once wait for one of them. A file whose name carries no hash is kept in a folder of
+    its own for each address, as many are called `latest.pth`; it is never looked at again for news.
 
     Raises:
         ValueError: an address of another kind, or a file whose hash is not the one in its name.
         ConnectionError: it could not be had; says what to put where by hand.
     """
     _check_address(url)
-    target = Path(torch.hub.get_dir(), 'checkpoints', _file_name(url))
+    target = _target(url)
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target.with_name(target.name + '.part')) as part:
@@ -68,16 +69,16 @@ def _check_address(url: str) -> None:
         raise ValueError(f'{url}: weights are fetched by https:// only; download the file and give its path')
 
 
-def _file_name(url: str) -> str:
-    name = Path(urlsplit(url).path).name
+def _target(url: str) -> Path:
+    name, folder = Path(urlsplit(url).path).name, Path(torch.hub.get_dir(), 'checkpoints')
     if name in ('', '..'):
         raise ValueError(f'{url} names no file')
-    return name
+    return folder / name if _hash_in(name) else folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
 
 
 def _hash_in(name: str) -> str:
-    """The first digits of the SHA-256, as the names of mmcls and torchvision end in it; '' without."""
-    found = re.search(r'-([0-9a-f]{8,64})\.\w+$', name)
+    """The first digits of the SHA-256, as the names of mmcls and torchvision end in it, and not in a date; or ''."""
+    found = re.search(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$', name)
     return found[1] if found else ''
 
 
@@ -160,6 +161,8 @@ def _may_pass(error: Exception) -> bool:
 class _SameRules(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
         _check_address(newurl)
+        if req.full_url.startswith('https:') and not newurl.startswith('https:'):
+            raise ValueError(f'{req.full_url} leads to {newurl}, which is not https://')
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

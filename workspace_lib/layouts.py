@@ -201,7 +201,8 @@ def convert(weights: dict[str, Any], to: str, found: tuple[str, str] | None = No
         found: family and layout of `weights`; default what `detect` says.
 
     Raises:
-        ValueError: whose names these are is not known, or the other library has no such network.
+        ValueError: whose names these are is not known, the other library has no such network, or two tensors would get
+            one name.
     """
     found = found or detect(weights)
     if found is None:
@@ -211,6 +212,9 @@ def convert(weights: dict[str, Any], to: str, found: tuple[str, str] | None = No
     lost = [name for name, renamed in new.items() if renamed is None]
     if lost:
         raise ValueError(f'{to} has no name for {lost[0]} of {family} ({len(lost)} of {len(new)} tensors)')
+    taken = [name for name in weights if new[name] != name and new[name] in weights]
+    if taken:
+        raise ValueError(f'{taken[0]} would become {new[taken[0]]}, which is there already: names of two libraries?')
     return {str(new[name]): _reshaped(value, name, str(new[name])) for name, value in weights.items()}
 
 
