@@ -6,7 +6,10 @@ import logging
 import multiprocessing
 import os
 import socket
+import ssl
 import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +40,8 @@ class Server(ThreadingHTTPServer):
         self.redirect_to = ''
         self.extra_length = 0
         self.range_header = ''
+        self.stall_after: list[int] = []  # bytes of each reply, after which nothing more comes
+        self.stopped = threading.Event()
 
     @property
     def url(self) -> str:
@@ -70,6 +75,10 @@ class Handler(BaseHTTPRequestHandler):
             whole = len(self.server.content)
             self.send_header('Content-Range', self.server.range_header or f'bytes {start}-{whole - 1}/{whole}')
         self.end_headers()
+        if self.server.stall_after:
+            self.wfile.write(body[:self.server.stall_after.pop(0)])
+            self.server.stopped.wait(60)
+            return
         self.wfile.write(body[:self.server.break_after.pop(0)] if self.server.break_after else body)
 
     def log_message(self, *args: object) -> None:
@@ -84,6 +93,7 @@ def server(monkeypatch) -> Iterator[Server]:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
+    server.stopped.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -130,6 +140,51 @@ def test_a_download_that_was_killed_goes_on_in_the_next_process(server, cache):
     (cache / f'{NAME}.part').write_bytes(CONTENT[:1000])
     fetch(f'{server.url}/{NAME}')
     assert (cache / NAME).read_bytes() == CONTENT and server.seen == ['bytes=1000-']
+
+
+def test_who_is_killed_holds_up_nobody(server, cache):
+    server.stall_after = [2 << 20]
+    process = multiprocessing.get_context('fork').Process(target=fetch, args=(f'{server.url}/{NAME}',))
+    process.start()
+    part, until = cache / f'{NAME}.part', time.monotonic() + 30
+    while not (part.exists() and part.stat().st_size == 2 << 20):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    fetch(f'{server.url}/{NAME}')
+    assert (cache / NAME).read_bytes() == CONTENT and server.seen == [None, 'bytes=2097152-']
+
+
+def test_a_server_that_falls_silent_is_asked_again(server, cache, monkeypatch):
+    monkeypatch.setattr(download, '_TIMEOUT', 0.3)
+    server.stall_after = [2 << 20]
+    fetch(f'{server.url}/{NAME}')
+    assert server.seen == [None, 'bytes=2097152-']
+
+
+def test_the_progress_bar_counts_what_was_there_already(server, cache, monkeypatch):
+    bars = []
+
+    class Bar(download.tqdm):
+        def __init__(self, **options):
+            bars.append({**options, 'moved': 0})
+            super().__init__(**options)
+
+        def update(self, n):
+            bars[-1]['moved'] += n
+
+    monkeypatch.setattr(download, 'tqdm', Bar)
+    server.break_after = [1 << 20]
+    fetch(f'{server.url}/{NAME}')
+    assert [(bar['initial'], bar['total'], bar['moved']) for bar in bars] == [
+        (0, len(CONTENT), 1 << 20), (1 << 20, len(CONTENT), len(CONTENT) - (1 << 20))]
+    assert bars[0]['disable'] is None, 'shown on a terminal alone'
+
+
+def test_a_wrong_certificate_is_not_asked_again():
+    wrong = urllib.error.URLError(ssl.SSLCertVerificationError(1, 'certificate verify failed'))
+    assert not download._may_pass(wrong) and download._may_pass(urllib.error.URLError(ConnectionRefusedError(111, 'x')))
 
 
 def test_many_breaks_are_survived_as_long_as_it_grows(server, cache):

@@ -133,6 +133,16 @@ def test_there_and_back_changes_no_bit(layout, name):
     assert all(torch.equal(value, weights[key]) for key, value in back.items())
 
 
+@pytest.mark.parametrize('torchvision, timm', [
+    ('vgg11_bn', 'vgg11_bn'), ('mobilenet_v2', 'mobilenetv2_100'), ('convnext_tiny', 'convnext_tiny'),
+    ('vit_b_32', 'vit_base_patch32_224'), ('resnext50_32x4d', 'resnext50_32x4d'), ('densenet121', 'densenet121')])
+def test_between_torchvision_and_timm(torchvision, timm):
+    one, other = (without_memory(layout, name).state_dict() for layout, name in
+                  (('torchvision', torchvision), ('timm', timm)))
+    for weights, to, expected in ((one, 'timm', other), (other, 'torchvision', one)):
+        assert {k: v.shape for k, v in convert(weights, to).items()} == {k: v.shape for k, v in expected.items()}
+
+
 @pytest.mark.parametrize('family', families())
 def test_no_two_tensors_get_one_name(family):
     for column in range(3):

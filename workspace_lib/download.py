@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import torch
 from tqdm import tqdm
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _TIMEOUT = 30.  # seconds without a byte
 _WAITS = (1., 2., 4.)  # seconds before another attempt; counted anew whenever the file has grown
 logger = logging.getLogger(__name__)
