@@ -353,13 +353,13 @@ def _fetch_in_a_process(url: str, start: object) -> None:
 
 def test_several_processes_fetch_it_once(server, cache):
     context = multiprocessing.get_context('fork')
-    start = context.Barrier(4)
-    processes = [context.Process(target=_fetch_in_a_process, args=(f'{server.url}/{NAME}', start)) for _ in range(4)]
+    start = context.Barrier(8)
+    processes = [context.Process(target=_fetch_in_a_process, args=(f'{server.url}/{NAME}', start)) for _ in range(8)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0] * 4
+    assert [process.exitcode for process in processes] == [0] * 8
     assert server.seen == [None] and os.listdir(cache) == [NAME]
 
 

@@ -100,14 +100,21 @@ def _alone(part: Path) -> Iterator[Path]:
             except BlockingIOError:
                 logger.info('waiting for another process that fetches %s', part.stem)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not (part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())):
+            if not _is_at(file, part):
                 continue  # finished or given up meanwhile
             try:
                 yield part
             finally:
-                if part.exists() and not part.stat().st_size:
+                if _is_at(file, part) and not part.stat().st_size:
                     part.unlink()
             return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _download(url: str, part: Path, target: Path) -> None:
