@@ -19,13 +19,15 @@ def _rows(text: str) -> _Rules:
     return [line.split() for line in text.splitlines() if line]
 
 
-def _repeated(text: str, **values: object) -> _Rules:
+def _with(text: str, **values: object) -> _Rules:
+    """The rows with `<name>` filled in."""
     for name, value in values.items():
         text = text.replace(f'<{name}>', str(value))
     return _rows(text)
 
 
-# `{i}` stands for a number, `{i+1}` for the one after it. A row is a layer, or a tensor that belongs to none.
+# mmcls, torchvision, timm. A row is a layer, or a tensor that belongs to none; `{i}` stands for a number, `{i+1}` for the
+# one after it.
 _PLAIN_STEM = '''
 backbone.conv1                      conv1                       conv1
 backbone.bn1                        bn1                         bn1
@@ -66,25 +68,25 @@ _VIT = '''
 backbone.cls_token                  class_token                 cls_token
 backbone.pos_embed                  encoder.pos_embedding       pos_embed
 backbone.patch_embed.projection     conv_proj                   patch_embed.proj
-backbone.layers.{b}.ln{i}           encoder.layers.encoder_layer_{b}.ln_{i}     blocks.{b}.norm{i}
-backbone.layers.{b}.attn.qkv.weight encoder.layers.encoder_layer_{b}.self_attention.in_proj_weight blocks.{b}.attn.qkv.weight
-backbone.layers.{b}.attn.qkv.bias   encoder.layers.encoder_layer_{b}.self_attention.in_proj_bias blocks.{b}.attn.qkv.bias
-backbone.layers.{b}.attn.proj       encoder.layers.encoder_layer_{b}.self_attention.out_proj blocks.{b}.attn.proj
-backbone.layers.{b}.ffn.layers.0.0  encoder.layers.encoder_layer_{b}.mlp.0      blocks.{b}.mlp.fc1
-backbone.layers.{b}.ffn.layers.1    encoder.layers.encoder_layer_{b}.mlp.3      blocks.{b}.mlp.fc2
+backbone.layers.{b}.ln{i}           <layer>.ln_{i}              blocks.{b}.norm{i}
+backbone.layers.{b}.attn.qkv.weight <layer>.self_attention.in_proj_weight   blocks.{b}.attn.qkv.weight
+backbone.layers.{b}.attn.qkv.bias   <layer>.self_attention.in_proj_bias     blocks.{b}.attn.qkv.bias
+backbone.layers.{b}.attn.proj       <layer>.self_attention.out_proj         blocks.{b}.attn.proj
+backbone.layers.{b}.ffn.layers.0.0  <layer>.mlp.0               blocks.{b}.mlp.fc1
+backbone.layers.{b}.ffn.layers.1    <layer>.mlp.3               blocks.{b}.mlp.fc2
 backbone.ln1                        encoder.ln                  norm
 head.layers.head                    heads.head                  head
-'''  # noqa: E501
+'''
 _DENSENET = '''
 backbone.stem.0                     features.conv0              features.conv0
 backbone.stem.1                     features.norm0              features.norm0
-backbone.stages.{s}.block.{b}.norm{i}   features.denseblock{s+1}.denselayer{b+1}.norm{i} features.denseblock{s+1}.denselayer{b+1}.norm{i}
-backbone.stages.{s}.block.{b}.conv{i}   features.denseblock{s+1}.denselayer{b+1}.conv{i} features.denseblock{s+1}.denselayer{b+1}.conv{i}
+backbone.stages.{s}.block.{b}.norm{i}   <layer>.norm{i}         <layer>.norm{i}
+backbone.stages.{s}.block.{b}.conv{i}   <layer>.conv{i}         <layer>.conv{i}
 backbone.transitions.{s}.norm       features.transition{s+1}.norm   features.transition{s+1}.norm
 backbone.transitions.{s}.conv       features.transition{s+1}.conv   features.transition{s+1}.conv
 backbone.transitions.3.0            features.norm5              features.norm5
 head.fc                             classifier                  classifier
-'''  # noqa: E501
+'''
 
 
 def _convnext() -> _Rules:
@@ -94,7 +96,7 @@ backbone.norm3                      classifier.0                head.norm
 head.fc                             classifier.2                head.fc
 ''')
     for s in range(4):
-        rows += _repeated('''
+        rows += _with('''
 backbone.stages.<s>.{b}.gamma           features.<f>.{b}.layer_scale    stages.<s>.blocks.{b}.gamma
 backbone.stages.<s>.{b}.depthwise_conv  features.<f>.{b}.block.0        stages.<s>.blocks.{b}.conv_dw
 backbone.stages.<s>.{b}.norm            features.<f>.{b}.block.2        stages.<s>.blocks.{b}.norm
@@ -102,7 +104,7 @@ backbone.stages.<s>.{b}.pointwise_conv1 features.<f>.{b}.block.3        stages.<
 backbone.stages.<s>.{b}.pointwise_conv2 features.<f>.{b}.block.5        stages.<s>.blocks.{b}.mlp.fc2
 ''', s=s, f=2 * s + 1)
         if s:
-            rows += _repeated('backbone.downsample_layers.<s>.{i} features.<f>.{i} stages.<s>.downsample.{i}',
+            rows += _with('backbone.downsample_layers.<s>.{i} features.<f>.{i} stages.<s>.downsample.{i}',
                               s=s, f=2 * s)
     return rows
 
@@ -117,9 +119,9 @@ backbone.classifier.6               classifier.6                head.fc
     ours = theirs = 0
     for convs in convs_per_stage:
         for _ in range(convs):
-            rows += _repeated('backbone.features.<a>.conv features.<b> features.<b>', a=ours, b=theirs)
+            rows += _with('backbone.features.<a>.conv features.<b> features.<b>', a=ours, b=theirs)
             if batch_norm:
-                rows += _repeated('backbone.features.<a>.bn features.<b> features.<b>', a=ours, b=theirs + 1)
+                rows += _with('backbone.features.<a>.bn features.<b> features.<b>', a=ours, b=theirs + 1)
             ours, theirs = ours + 1, theirs + (3 if batch_norm else 2)
         ours, theirs = ours + 1, theirs + 1  # the pooling
     return rows
@@ -140,7 +142,7 @@ backbone.layer1.0.conv.1.bn         features.1.conv.2           blocks.0.0.bn2
     # Sandler et al. 2018, table 2: how often a bottleneck is repeated, after the first stage.
     places = [(s, b) for s, repeats in enumerate((2, 3, 4, 3, 3, 1), 1) for b in range(repeats)]
     for f, (s, b) in enumerate(places, 2):
-        rows += _repeated('''
+        rows += _with('''
 backbone.layer<l>.<b>.conv.0.conv   features.<f>.conv.0.0       blocks.<s>.<b>.conv_pw
 backbone.layer<l>.<b>.conv.0.bn     features.<f>.conv.0.1       blocks.<s>.<b>.bn1
 backbone.layer<l>.<b>.conv.1.conv   features.<f>.conv.1.0       blocks.<s>.<b>.conv_dw
@@ -160,8 +162,9 @@ def families() -> dict[str, _Rules]:
         'ResNetV1d': _rows(_DEEP_STEM + _RESIDUAL + _POOLED_SHORTCUT),
         'SEResNet': _rows(_PLAIN_STEM + _RESIDUAL + _SHORTCUT + _SQUEEZE),
         'ResNeSt': _rows(_DEEP_STEM + _RESIDUAL + _POOLED_SHORTCUT + _SPLIT_ATTENTION),
-        'VisionTransformer': _rows(_VIT), 'ConvNeXt': _convnext(), 'DenseNet': _rows(_DENSENET),
-        'MobileNetV2': _mobilenet_v2(),
+        'VisionTransformer': _with(_VIT, layer='encoder.layers.encoder_layer_{b}'),
+        'DenseNet': _with(_DENSENET, layer='features.denseblock{s+1}.denselayer{b+1}'),
+        'ConvNeXt': _convnext(), 'MobileNetV2': _mobilenet_v2(),
     }
     for depth, convs in {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}.items():
         table[f'VGG-{depth}'] = _vgg(convs, False)
