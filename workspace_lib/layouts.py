@@ -26,8 +26,7 @@ def _with(text: str, **values: object) -> _Rules:
     return _rows(text)
 
 
-# mmcls, torchvision, timm. A row is a layer, or a tensor that belongs to none; `{i}` stands for a number, `{i+1}` for the
-# one after it.
+# mmcls, torchvision, timm. A row is a layer, or a tensor that belongs to none; `{i}` is a number, `{i+1}` the next.
 _PLAIN_STEM = '''
 backbone.conv1                      conv1                       conv1
 backbone.bn1                        bn1                         bn1
