@@ -1,6 +1,7 @@
 """Data sets, pipelines and the loader; importing this registers them all."""
 
 from ..registry import DATASETS, PIPELINES, SAMPLERS
+from . import colour, geometry  # noqa: F401  (register their steps)
 from .base import BaseDataset
 from .builder import build_dataloader, build_dataset
 from .builtin import CIFAR10, CIFAR100, MNIST, FashionMNIST, MNIST5k
