@@ -73,6 +73,20 @@ class ToTensor(Step):
 
 
 @PIPELINES.register_module()
+class ToHalf(Step):
+    """Arrays or tensors under `keys` to float16. The loader gives float32 all the same: autocast chooses the precision."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = keys
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        for key in self.keys:
+            value = results[key]
+            results[key] = value.half() if isinstance(value, torch.Tensor) else value.astype(np.float16)
+        return results
+
+
+@PIPELINES.register_module()
 class Collect(Step):
     """Keep `keys`, and in the dict `img_metas` those of `meta_keys` that are there."""
 
