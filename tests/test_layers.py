@@ -20,7 +20,7 @@ LAYERS: list[list[tuple[str, ...]]] = [
     [('trace',), ('recipes',)],
     [('registry',)],
     [('dist',), ('device',)],
-    [('download', 'model_zoo', 'packaged', 'safe_load', 'layouts', 'checkpoint'), ('metrics',)],
+    [('download', 'model_zoo', 'packaged', 'safe_load', 'layouts', 'checkpoint'), ('metrics', 'multi_label_metrics')],
     [('datasets',), ('models',), ('optim', 'schedules')],
     [('runner', 'loops', 'hooks', 'log_hooks')],
     [('apis',)],

@@ -78,8 +78,10 @@ def init_model(config: str | os.PathLike | Config, checkpoint: str | None = None
 
 def _classes_of(cfg: Config) -> Sequence[str]:
     """Names for a checkpoint that carries none: those of the config's data set class, else ImageNet's."""
-    section = cfg.get('data', {}).get('test', {})
-    dataset = DATASETS.get(section.get('type', '')) if section else None
+    section = cfg.get('data', {}).get('test') or {}
+    while not isinstance(section, dict) or (inside := section.get('datasets') or section.get('dataset')):
+        section = inside if isinstance(section, dict) else section[0]  # of a wrapper, the first data set
+    dataset = DATASETS.get(section.get('type', ''))
     classes = section.get('classes') or getattr(dataset, 'CLASSES', None)
     if classes and not isinstance(classes, str):
         return classes
@@ -124,7 +126,10 @@ def show_result_pyplot(model: Any, img: str | os.PathLike | np.ndarray, result: 
 def loader_config(cfg: Config, split: str) -> dict[str, Any]:
     """Arguments of ``build_dataloader`` for train, val or test: the shared keys of ``data``, then the split's own."""
     shared = {key: value for key, value in cfg.data.items() if key not in _DATA_SECTIONS}
-    fixed = dict(shuffle=True) if split == 'train' else dict(shuffle=False, drop_last=False, round_up=False)
+    fixed = dict(shuffle=False, drop_last=False, round_up=False)
+    if split == 'train':
+        augments = (cfg.get('model', {}).get('train_cfg') or {}).get('augments')
+        fixed = dict(shuffle=True, sampler_cfg=cfg.get('sampler'), augments=augments)
     return {'samples_per_gpu': 1, 'workers_per_gpu': 0, **shared, **fixed, 'seed': cfg.get('seed'),
             'channels_last': bool(cfg.get('channels_last')), **cfg.data.get(f'{split}_dataloader', {})}
 
@@ -254,16 +259,17 @@ def _register_evaluation(runner: EpochBasedRunner, cfg: Config, device: torch.de
     runner.register_hook(hook)
 
 
-def try_metrics(dataset: Any, metric: Any = 'accuracy', metric_options: dict | None = None,
+def try_metrics(dataset: Any, metric: Any = None, metric_options: dict | None = None,
                 **others: Any) -> dict[str, Any]:
-    """Evaluate one made-up score: a misspelt metric is found now instead of after an hour of testing."""
+    """Evaluate one made-up score (of each part): a misspelt metric is found now instead of after an hour of testing."""
     if others:
         known = ('interval', 'by_epoch', 'start', 'save_best', 'rule', 'metric', 'metric_options')
         raise TypeError(f'unknown key {", ".join(others)}; known: {", ".join(known)}')
     if dataset.CLASSES is None or not len(dataset):
         return {}
     scores = np.full(len(dataset.CLASSES), 1 / len(dataset.CLASSES), np.float32)
-    return dataset.evaluate([scores], metric, metric_options, indices=[0])
+    lasts = [end - 1 for end in getattr(dataset, 'cumulative_sizes', [1])]
+    return dataset.evaluate([scores] * len(lasts), metric, metric_options, indices=lasts)
 
 
 def check_class_count(model: Any, dataset: Any, cfg: Config) -> None:

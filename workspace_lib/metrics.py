@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 METRICS = ('accuracy', 'precision', 'recall', 'f1_score', 'support')
+MULTI_LABEL_METRICS = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 OPTIONS = ('topk', 'thrs', 'average_mode')
 DEFAULT_TOPK = (1, 5)
 _BATCH = 1024  # rows counted at once: keeps the temporaries of a 50,000 x 1,000 result to a few MB
@@ -174,7 +175,7 @@ def evaluate(results: Any, gt_labels: Any, metric: str | Iterable[str] = 'accura
 
     Args:
         results: scores, (N, C) or a sequence of N vectors (C,). gt_labels: N int labels.
-        metric: of `METRICS`, one or several.
+        metric: of `METRICS`, one or several. Those of a multi-label data set are left out, with a warning.
         metric_options: `topk` (an int, or several: default 1 and, where there are as many classes, 5), `thrs`
             (a number or several: default 0), `average_mode` ('macro' or 'none').
         class_count: of the data set; C may not be less.
@@ -188,7 +189,7 @@ def evaluate(results: Any, gt_labels: Any, metric: str | Iterable[str] = 'accura
         ValueError: another metric or average_mode, no results, not as many as labels, a label or k that is out
             of range.
     """
-    wanted = _checked_metrics(metric)
+    wanted = applicable(metric, METRICS, MULTI_LABEL_METRICS, 'a multi-label data set')
     options = _checked_options(metric_options or {})
     scores, labels = _pair(results, gt_labels)
     if class_count is not None and scores.shape[1] < class_count:
@@ -306,13 +307,21 @@ def _possible(topk: Sequence[int], class_count: int) -> tuple[int, ...]:
     return tuple(k for k in topk if k <= class_count)
 
 
-def _checked_metrics(metric: str | Iterable[str]) -> set[str]:
+def applicable(metric: str | Iterable[str], own: Sequence[str], others: Sequence[str], their_kind: str) -> set[str]:
+    """Those metrics asked for that are a data set's `own`; a warning names the `others`, which need `their_kind`.
+
+    Raises:
+        ValueError: an unknown metric, or only others.
+    """
     wanted = {metric} if isinstance(metric, str) else set(metric)
-    unknown = sorted(wanted - set(METRICS))
+    foreign = [name for name in others if name in wanted]
+    unknown = sorted(wanted - {*own, *others}) or ([] if wanted & {*own} else foreign)
     if unknown:
-        raise ValueError(f'metric {unknown} is not supported; supported are {list(METRICS)} '
-                         '(mAP, CP, CR, CF1, OP, OR, OF1 need a multi-label data set)')
-    return wanted
+        raise ValueError(f'metric {unknown} is not supported; supported are {list(own)} '
+                         f'({", ".join(others)} need {their_kind})')
+    if foreign:
+        _log.warning('metrics left out: %s, which need %s', ', '.join(foreign), their_kind)
+    return wanted & {*own}
 
 
 def _checked_options(options: Mapping[str, Any]) -> Mapping[str, Any]:

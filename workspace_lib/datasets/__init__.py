@@ -1,16 +1,22 @@
 """Data sets, pipelines and the loader; importing this registers them all."""
 
 from ..registry import DATASETS, PIPELINES, SAMPLERS
-from . import colour, geometry  # noqa: F401  (register their steps)
+from . import auto_augment, colour, geometry, samplers  # noqa: F401  (register what they define)
 from .base import BaseDataset
 from .builder import build_dataloader, build_dataset
 from .builtin import CIFAR10, CIFAR100, MNIST, FashionMNIST, MNIST5k
 from .decode import DecodeError, decode
-from .folder import CustomDataset, ImageNet
+from .fine_grained import CUB, StanfordCars
+from .folder import CustomDataset, ImageNet, ImageNet21k
 from .loader import Loader
+from .mixing import BatchAugments
+from .multi_label import COCO, VOC, MultiLabelDataset
 from .pipeline import DeviceStage, Pipeline
 from .transforms import ImageStep
+from .wrappers import ClassBalancedDataset, ConcatDataset, KFoldDataset, RepeatDataset
 
-__all__ = ['CIFAR10', 'CIFAR100', 'DATASETS', 'MNIST', 'PIPELINES', 'SAMPLERS', 'BaseDataset',
-           'CustomDataset', 'DecodeError', 'DeviceStage', 'FashionMNIST', 'ImageNet', 'ImageStep', 'Loader',
-           'MNIST5k', 'Pipeline', 'build_dataloader', 'build_dataset', 'decode']
+__all__ = ['CIFAR10', 'CIFAR100', 'COCO', 'CUB', 'DATASETS', 'MNIST', 'PIPELINES', 'SAMPLERS', 'VOC', 'BaseDataset',
+           'BatchAugments', 'ClassBalancedDataset', 'ConcatDataset', 'CustomDataset', 'DecodeError',
+           'DeviceStage', 'FashionMNIST', 'ImageNet', 'ImageNet21k', 'ImageStep', 'KFoldDataset', 'Loader',
+           'MNIST5k', 'MultiLabelDataset', 'Pipeline', 'RepeatDataset', 'StanfordCars', 'build_dataloader',
+           'build_dataset', 'decode']

@@ -28,7 +28,7 @@ MAX_BROKEN_RUN = 32  # more broken files in a row than that, and the data set it
 class Infos(Sequence):
     """Samples that read as a list of mmclassification's dicts, but are kept as a few arrays."""
 
-    labels: np.ndarray  # int64 (N,)
+    labels: np.ndarray  # int64 (N,), or int8 (N, C) where a sample has several
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,16 +45,19 @@ class Infos(Sequence):
 
 
 class FileInfos(Infos):
-    """File names below `prefix`: a million fit in 50 MB, in three objects that forked workers share."""
+    """File names below `prefix`: a million fit in 50 MB, in three objects that forked workers share.
 
-    def __init__(self, prefix: str, samples: Iterable[tuple[bytes, int]]) -> None:
-        names, ends, labels = bytearray(), array('q', [0]), array('q')
+    `labels` (N, C), if given, are in place of those in `samples`.
+    """
+
+    def __init__(self, prefix: str, samples: Iterable[tuple[bytes, int]], labels: np.ndarray | None = None) -> None:
+        names, ends, classes = bytearray(), array('q', [0]), array('q')
         for name, label in samples:
             names += name
             ends.append(len(names))
-            labels.append(label)
-        self.prefix, self._names = prefix, bytes(names)
-        self._ends, self.labels = np.array(ends, np.int64), np.array(labels, np.int64)
+            classes.append(label)
+        self.prefix, self._names, self._ends = prefix, bytes(names), np.array(ends, np.int64)
+        self.labels = np.array(classes, np.int64) if labels is None else labels
 
     def _source(self, index: int) -> dict[str, Any]:
         start, end = self._ends[index:index + 2].tolist()
@@ -77,7 +80,7 @@ def class_names(name: str) -> list[str]:
 
 
 class BaseDataset(Dataset):
-    """A data set for single-label classification; subclasses write `load_annotations`.
+    """A data set for classification, one label a sample; subclasses write `load_annotations`.
 
     Args:
         data_prefix: the folder with the data.
@@ -140,7 +143,7 @@ class BaseDataset(Dataset):
         return info['img'] if 'img' in info else decode(image_path(info))
 
     def get_gt_labels(self) -> np.ndarray:
-        """Labels (N,), int64."""
+        """Labels (N,), int64; (N, C) where a sample has several."""
         if isinstance(self.data_infos, Infos):
             return self.data_infos.labels.copy()
         return np.array([info['gt_label'] for info in self.data_infos])
@@ -169,18 +172,28 @@ class BaseDataset(Dataset):
         raise DecodeError(f'{self.filename(index)} and the {MAX_BROKEN_RUN - 1} samples after it are all '
                           f'broken, the last of them: {[*self.broken.values()][-1]}')
 
-    def evaluate(self, results: Sequence[np.ndarray], metric: str | Sequence[str] = 'accuracy',
+    def evaluate(self, results: Sequence[np.ndarray], metric: str | Sequence[str] | None = None,
                  metric_options: dict[str, Any] | None = None, indices: Sequence[int] | None = None,
                  logger: Any = None) -> dict[str, Any]:
         """Metrics of `results`, scores (C,) of all samples in order, or of those that `indices` names.
 
-        See `metrics.evaluate` for metric names, options and what is raised.
+        See `metrics.evaluate` and `multi_label_metrics.evaluate` for metric names, options and what is raised.
         """
+        return self.score(*self.answers(results, indices, logger), metric, metric_options)
+
+    def answers(self, results: Sequence[np.ndarray], indices: Sequence[int] | None = None,
+                logger: Any = None) -> tuple[Sequence[np.ndarray], np.ndarray]:
+        """`results` and the labels that belong to them, without samples whose file is broken."""
         wanted = np.arange(len(self)) if indices is None else np.asarray(indices)
         labels = self.get_gt_labels()[wanted]
         if self.broken and len(results) == len(wanted):
             good = np.flatnonzero(~np.isin(wanted, [*self.broken])).tolist()
             (logger or _log).warning('%d broken files are left out of this evaluation', len(wanted) - len(good))
             results, labels = [results[i] for i in good], labels[good]
-        return metrics.evaluate(results, labels, metric, metric_options,
+        return results, labels
+
+    def score(self, results: Sequence[np.ndarray], labels: np.ndarray, metric: Any = None,
+              metric_options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The metrics of this kind of data set."""
+        return metrics.evaluate(results, labels, metric or 'accuracy', metric_options,
                                 class_count=None if self.CLASSES is None else len(self.CLASSES))

@@ -74,7 +74,7 @@ class ToTensor(Step):
 
 @PIPELINES.register_module()
 class ToHalf(Step):
-    """Arrays or tensors under `keys` to float16. The loader gives float32 all the same: autocast chooses the precision."""
+    """Arrays or tensors under `keys` to float16; the loader gives float32 all the same, and leaves halving to autocast."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys

@@ -6,6 +6,7 @@ index), so neither the number of workers nor a restart changes a batch.
 from __future__ import annotations
 
 import logging
+import random
 import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,20 +15,23 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from .decode import DecodeError
-from .pipeline import DeviceStage
+from .mixing import BatchAugments
+from .pipeline import DeviceStage, Pipeline
+from .wrappers import leaves, locate
 
 _log = logging.getLogger(__name__)
 Batch = dict[str, Any]
+Broken = dict[tuple[int, int], str]  # (which of the leaves, index): reason
 
 
 class Loader:
     """Iterates over batches that are ready for the model; each pass is an epoch.
 
     Args:
-        dataset: a `BaseDataset`, a torch `Subset` of one, or any data set of dicts with `img`.
+        dataset: a `BaseDataset`, any data set of dicts with `img`, or torch's `Subset` and `ConcatDataset` of such.
         batch_size: samples a batch, on this process.
         num_workers: processes that prepare them; 0 does it here.
         shuffle, seed: the order of an epoch depends on (seed, epoch); no seed means a random one.
@@ -36,6 +40,7 @@ class Loader:
         sampler: indices in their order, in place of shuffle and ranks; its `set_epoch` is called if there is one.
         rank, world_size: this process takes every `world_size`-th sample, from `rank` on.
         device, channels_last: where batches go, in which memory format.
+        augments: mixes each batch on the device, by chance that depends on seed, epoch, batch and rank.
         options: further ones of torch's `DataLoader`, such as `prefetch_factor`.
     """
 
@@ -43,19 +48,20 @@ class Loader:
                  seed: int | None = None, round_up: bool = True, drop_last: bool = False, sampler: Any = None,
                  rank: int = 0, world_size: int = 1, device: torch.device | str = 'cpu',
                  channels_last: bool = False, pin_memory: bool = True, persistent_workers: bool = True,
-                 **options: Any) -> None:
+                 augments: BatchAugments | None = None, **options: Any) -> None:
         if batch_size < 1:
             raise ValueError(f'a batch of {batch_size} samples; samples_per_gpu starts at 1')
         self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)
-        self.device_stage: DeviceStage = getattr(_whole(dataset), 'device_stage', DeviceStage())
+        self._leaves = leaves(dataset)
+        self.device_stage, self.augments = _common_stage(self._leaves), augments
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.seed = secrets.randbits(31) if seed is None else seed
         self._requests = _Requests(len(dataset), batch_size, shuffle, self.seed, round_up, drop_last, sampler,
                                    rank, world_size)
-        self._told: set[int] = set()
+        self._told: set[tuple[int, int]] = set()
         if num_workers == 0:
             options.pop('prefetch_factor', None)
-        maker: Any = _BatchMaker(dataset, self.seed)
+        maker: Any = _BatchMaker(dataset)
         requests: Any = self._requests
         self._batches: DataLoader = DataLoader(
             maker, batch_sampler=requests, num_workers=num_workers, collate_fn=_as_is,
@@ -71,14 +77,23 @@ class Loader:
         self._requests.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch, broken in self._batches:
-            for index in broken.keys() - self._told:  # each worker finds a file anew
-                self._told.add(index)
-                _whole(self.dataset).broken[index] = broken[index]
-                _log.warning('skipped broken file %d: %s', len(self._told), broken[index])
+        epoch = self._requests.epoch
+        for number, (batch, broken) in enumerate(self._batches):
+            for leaf, index in sorted(broken.keys() - self._told):  # each worker finds a file anew
+                reason = broken[leaf, index]
+                self._told.add((leaf, index))
+                self._leaves[leaf].broken[index] = reason
+                _log.warning('skipped broken file %d: %s', len(self._told), reason)
             if isinstance(batch, Exception):
                 raise batch
-            yield self._on_device(batch)
+            batch = self._on_device(batch)
+            yield batch if self.augments is None else self._mixed(batch, epoch, number)
+
+    def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
+        place = number * self._requests.world_size + self._requests.rank  # among the batches of all ranks
+        rng = random.Random(_mix(self.seed, epoch) << 40 | place)
+        img, label = self.augments(batch['img'], batch['gt_label'], rng)  # type: ignore[misc]
+        return {**batch, 'img': img, 'gt_label': label}
 
     def _on_device(self, batch: Batch) -> Batch:
         batch = {key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -90,7 +105,11 @@ class Loader:
 
 
 class _Requests:
-    """The batches of an epoch, as the workers are asked for them: (epoch, indices)."""
+    """The batches of an epoch, as the workers are asked for them: (indices, seeds).
+
+    A sample's seed comes from seed, epoch and index, or, as a sampler may give one several times, from its place in the
+    epoch.
+    """
 
     def __init__(self, length: int, batch_size: int, shuffle: bool, seed: int, round_up: bool, drop_last: bool,
                  sampler: Any, rank: int, world_size: int) -> None:
@@ -114,37 +133,46 @@ class _Requests:
         mine = range(self.rank, self.total, self.world_size) if self.sampler is None else self.sampler
         return len(mine) // self.batch_size if self.drop_last else -(-len(mine) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+    def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         indices = self._indices(epoch)
+        places = indices if self.sampler is None else range(self.rank, len(indices) * self.world_size, self.world_size)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield epoch, indices[start:start + self.batch_size]
+            mine = slice(start, start + self.batch_size)
+            yield indices[mine], [_mix(self.seed, epoch) << 40 | place for place in places[mine]]
 
 
 class _BatchMaker:
     """What runs in the workers: a request in, a batch out, with the files that turned out broken."""
 
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Any) -> None:
+        self.dataset, self._leaves = dataset, leaves(dataset)
 
-    def __getitems__(self, request: tuple[int, list[int]]) -> tuple[Batch | Exception, dict[int, str]]:
-        epoch, indices = request
-        broken = getattr(_whole(self.dataset), 'broken', {})
-        known = len(broken)
+    def __getitems__(self, request: tuple[list[int], list[int]]) -> tuple[Batch | Exception, Broken]:
+        known = len(self._broken())
         try:
-            batch: Any = collate([_sample(self.dataset, i, _mix(self.seed, epoch) << 40 | i) for i in indices])
+            batch: Any = collate([_sample(self.dataset, index, seed) for index, seed in zip(*request, strict=True)])
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
-        return batch, dict(list(broken.items())[known:])
+        broken = self._broken()
+        return batch, broken if len(broken) > known else {}
+
+    def _broken(self) -> Broken:
+        return {(number, index): reason for number, leaf in enumerate(self._leaves)
+                for index, reason in getattr(leaf, 'broken', {}).items()}
 
 
-def _whole(dataset: Any) -> Any:
-    return _whole(dataset.dataset) if isinstance(dataset, Subset) else dataset
+def _common_stage(parts: list[Any]) -> DeviceStage:
+    """What is left to do with a batch; where parts disagree about that, each does all of its own pipeline itself."""
+    pipelines = [part.pipeline for part in parts if isinstance(getattr(part, 'pipeline', None), Pipeline)]
+    if len({(pipeline.is_split, repr(pipeline.device_stage)) for pipeline in pipelines}) > 1:
+        for pipeline in pipelines:
+            pipeline.run_as_written('the data sets of the loader normalise in different ways')
+    return getattr(parts[0], 'device_stage', DeviceStage())
 
 
 def _sample(dataset: Any, index: int, seed: int) -> dict[str, Any]:
-    if isinstance(dataset, Subset):
-        return _sample(dataset.dataset, dataset.indices[index], seed)
+    dataset, index = locate(dataset, index)
     return dataset.sample(index, seed) if hasattr(dataset, 'sample') else dataset[index]
 
 

@@ -88,9 +88,14 @@ class Pipeline:
         self._transforms: list[Callable[[np.ndarray, random.Random], np.ndarray]] = []
         self._rng = random.Random()
         obstacle = self._split()
-        self.is_split = obstacle is None
+        self.is_split = True
         if obstacle:
-            _log.warning('a pipeline runs image by image in float, off the uint8 path: %s', obstacle)
+            self.run_as_written(obstacle)
+
+    def run_as_written(self, reason: str) -> None:
+        """From now on `item` takes the written form, step by step; the log says why."""
+        _log.warning('a pipeline runs image by image in float, off the uint8 path: %s', reason)
+        self.is_split, self.device_stage = False, DeviceStage()
 
     def __call__(self, results: dict[str, Any]) -> Any:
         for step in self.steps:

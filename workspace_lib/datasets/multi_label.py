@@ -1,0 +1,147 @@
+"""Data sets whose images have any number of classes: a label is a row of 1, 0 or -1 (difficult), int8 (C,).
+
+In: annotations in the forms of Pascal VOC and COCO. Out: samples, labels (N, C), and mAP, CP, CR, CF1, OP, OR, OF1.
+"""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+import numpy as np
+
+from .. import multi_label_metrics
+from ..registry import DATASETS
+from .base import BaseDataset, FileInfos, class_names
+
+
+class MultiLabelDataset(BaseDataset):
+    """A data set with several labels a sample; subclasses write `load_annotations`, with `gt_label` (C,)."""
+
+    def get_cat_ids(self, index: int) -> list[int]:
+        """The classes of one sample, without difficult ones."""
+        return np.flatnonzero(self.data_infos[index]['gt_label'] == 1).tolist()
+
+    def score(self, results: Sequence[np.ndarray], labels: np.ndarray, metric: Any = None,
+              metric_options: dict[str, Any] | None = None) -> dict[str, Any]:
+        return multi_label_metrics.evaluate(results, labels, metric or 'mAP', metric_options)
+
+    def _annotation(self, form: str) -> str:
+        """The path of the annotation file; FileNotFoundError if there is none, or no folder of images."""
+        if not os.path.isdir(self.data_prefix):
+            raise FileNotFoundError(f'{type(self).__name__}: there is no folder {self.data_prefix}; mount or link the '
+                                    'data there, or set data_prefix')
+        if self.ann_file is None or not os.path.isfile(self.ann_file):
+            raise FileNotFoundError(f'{type(self).__name__}: there is no annotation file {self.ann_file}; set ann_file '
+                                    f'to {form}')
+        return self.ann_file
+
+
+@DATASETS.register_module()
+class VOC(MultiLabelDataset):
+    """Pascal VOC: `JPEGImages`, `Annotations` and `ImageSets` below `data_prefix`, of any year.
+
+    Args:
+        ann_file: such as `ImageSets/Main/trainval.txt`, an image a line.
+        difficult_as_postive: [sic] what objects marked difficult count as: True 1, False 0, None -1.
+        Others: as `BaseDataset`. Objects of other classes than `CLASSES` are not looked at.
+
+    Raises:
+        FileNotFoundError: no folder, image set or XML file.
+        ValueError: an XML file that is malformed, or declares a document type (VOC's do not).
+    """
+
+    CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
+               'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
+
+    def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (), classes: str | Sequence[str] | None = None,
+                 ann_file: str | None = None, test_mode: bool = False, skip_broken: bool = False,
+                 difficult_as_postive: bool | None = None) -> None:
+        self.difficult_as_postive = difficult_as_postive
+        super().__init__(data_prefix, pipeline, classes, ann_file, test_mode, skip_broken)
+
+    def load_annotations(self) -> FileInfos:
+        with open(self._annotation('such as ImageSets/Main/trainval.txt'), encoding='utf-8') as file:
+            names = [line.split()[0] for line in file if line.strip()]
+        labels = np.array([self._label(name) for name in names], np.int8).reshape(len(names), len(self.CLASSES))
+        return FileInfos(self.data_prefix, ((os.fsencode(f'JPEGImages/{name}.jpg'), 0) for name in names), labels)
+
+    def _label(self, name: str) -> np.ndarray:
+        path = os.path.join(self.data_prefix, 'Annotations', f'{name}.xml')
+        found: dict[bool, list[int]] = {True: [], False: []}
+        for item in _parse_xml(path).findall('object'):
+            label = self.class_to_idx.get(item.findtext('name', '').strip())
+            if label is not None:
+                found[item.findtext('difficult', '0').strip() not in ('', '0')].append(label)
+        row = np.zeros(len(self.CLASSES or ()), np.int8)
+        row[found[True]] = -1 if self.difficult_as_postive is None else self.difficult_as_postive
+        row[found[False]] = 1  # after the difficult ones: a class may have objects of both kinds
+        return row
+
+
+@DATASETS.register_module()
+class COCO(MultiLabelDataset):
+    """COCO's objects as labels: a class is present in an image that has an object of it, crowds included.
+
+    The 80 category ids (1..90, with gaps) become 0..79 in ascending order. Images without objects have a row of 0.
+
+    Args:
+        data_prefix: the folder of the images, such as `train2017`. ann_file: such as `instances_train2017.json`.
+        classes: names of those categories that count, in their order; default all of the file.
+        Others: as `BaseDataset`.
+
+    Raises:
+        FileNotFoundError: no folder or annotation file.
+        ValueError: a file of another form, or one that does not fit together.
+    """
+
+    CLASSES = class_names('coco')
+
+    def load_annotations(self) -> FileInfos:
+        path = self._annotation('such as annotations/instances_train2017.json')
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file, object_hook=_without_outline)
+        if not isinstance(content, dict) or not {'images', 'annotations', 'categories'} <= content.keys():
+            raise ValueError(f'{path} is no COCO instances file: it has no images, annotations and categories')
+        names = {category['id']: category['name'] for category in sorted(content['categories'], key=lambda c: c['id'])}
+        if self.CLASSES is type(self).CLASSES:
+            self.CLASSES = list(names.values())
+        columns = {id: self.class_to_idx.get(name) for id, name in names.items()}
+        rows = {image['id']: row for row, image in enumerate(content['images'])}
+        labels = np.zeros((len(rows), len(self.CLASSES or ())), np.int8)
+        for item in content['annotations']:
+            if item['image_id'] not in rows or item['category_id'] not in columns:
+                raise ValueError(f'{path}: annotation {item.get("id")} is of image {item["image_id"]} and category '
+                                 f'{item["category_id"]}, which the file does not list both')
+            if columns[item['category_id']] is not None:
+                labels[rows[item['image_id']], columns[item['category_id']]] = 1
+        return FileInfos(self.data_prefix, _file_names(content['images']), labels)
+
+
+def _file_names(images: Iterable[dict[str, Any]]) -> Iterable[tuple[bytes, int]]:
+    return ((os.fsencode(image['file_name']), 0) for image in images)
+
+
+def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    """Outlines are nine tenths of the file, and would be two gigabytes as Python objects."""
+    entry.pop('segmentation', None)
+    return entry
+
+
+def _parse_xml(path: str) -> ElementTree.Element:
+    with open(path, 'rb') as file:
+        data = file.read()
+
+    def refuse(*declared: Any) -> None:
+        raise ValueError(f'{path} declares a document type; entities in it could grow without bound, so it is refused')
+
+    guard = expat.ParserCreate()
+    guard.StartDoctypeDeclHandler = refuse
+    try:
+        guard.Parse(data, True)
+        return ElementTree.fromstring(data)
+    except (expat.ExpatError, ElementTree.ParseError) as error:
+        raise ValueError(f'{path} is no XML file ({error})') from error
