@@ -88,9 +88,9 @@ def test_random_erasing_covers_its_share_and_no_more():
 
 
 def test_random_fill_has_the_mean_and_deviation_asked_for():
-    filled = step('RandomErasing', erase_prob=1., min_area_ratio=1., max_area_ratio=1., aspect_range=(1., 1.), mode='rand',
-                  fill_color=(100, 120, 140), fill_std=(5, 10, 20)).transform(np.zeros((300, 300, 3), np.uint8),
-                                                                             random.Random(0))
+    whole = dict(erase_prob=1., min_area_ratio=1., max_area_ratio=1., aspect_range=(1., 1.), mode='rand')
+    painter = step('RandomErasing', **whole, fill_color=(100, 120, 140), fill_std=(5, 10, 20))
+    filled = painter.transform(np.zeros((300, 300, 3), np.uint8), random.Random(0))
     np.testing.assert_allclose(filled.mean((0, 1)), (99.5, 119.5, 139.5), atol=0.3)
     np.testing.assert_allclose(filled.std((0, 1)), (5, 10, 20), rtol=0.02)
 
@@ -140,8 +140,8 @@ POLICIES = [
     dict(num_policies=2, magnitude_level=9, total_level=10, magnitude_std=0.5,
          hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic')),
     dict(num_policies=2, magnitude_level=12), dict(num_policies=1, magnitude_level=30, magnitude_std='inf'),
-    dict(num_policies=3, magnitude_level=0, magnitude_std=-1), dict(num_policies=1, magnitude_level=28, magnitude_std=9)],
-    ids=str)
+    dict(num_policies=3, magnitude_level=0, magnitude_std=-1),
+    dict(num_policies=1, magnitude_level=28, magnitude_std=9)], ids=str)
 def test_rand_augment_draws_the_steps_and_strengths_of_mmclassification(settings, one_source):  # noqa: F811
     pytest.importorskip('mmcls.datasets')
     ours = step('RandAugment', policies=POLICIES, **settings)
@@ -155,7 +155,8 @@ def test_auto_augment_draws_the_policies_of_mmclassification(one_source):  # noq
     pytest.importorskip('mmcls.datasets')
     policies = [[dict(type='Posterize', bits=4, prob=0.4), dict(type='Rotate', angle=30., prob=0.6)],
                 [dict(type='Solarize', thr=256 / 9 * 4, prob=0.6), dict(type='AutoContrast', prob=0.6)],
-                [dict(type='Equalize', prob=0.8)], [dict(type='Sharpness', magnitude=0.7, prob=0.4), dict(type='Invert')]]
+                [dict(type='Equalize', prob=0.8)],
+                [dict(type='Sharpness', magnitude=0.7, prob=0.4), dict(type='Invert')]]
     ours = step('AutoAugment', policies=policies, hparams=dict(pad_val=15, interpolation='bilinear'))
     for seed in range(60):
         img = PHOTOGRAPHS[seed % len(PHOTOGRAPHS)]

@@ -126,7 +126,7 @@ def show_result_pyplot(model: Any, img: str | os.PathLike | np.ndarray, result: 
 def loader_config(cfg: Config, split: str) -> dict[str, Any]:
     """Arguments of ``build_dataloader`` for train, val or test: the shared keys of ``data``, then the split's own."""
     shared = {key: value for key, value in cfg.data.items() if key not in _DATA_SECTIONS}
-    fixed = dict(shuffle=False, drop_last=False, round_up=False)
+    fixed: dict[str, Any] = dict(shuffle=False, drop_last=False, round_up=False)
     if split == 'train':
         augments = (cfg.get('model', {}).get('train_cfg') or {}).get('augments')
         fixed = dict(shuffle=True, sampler_cfg=cfg.get('sampler'), augments=augments)

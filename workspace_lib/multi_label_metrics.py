@@ -36,7 +36,10 @@ class MultiLabelCounts:
                  device: torch.device | str = 'cpu') -> None:
         if k is not None and k < 1:
             raise ValueError(f'k={k} predicts nothing; it starts at 1')
-        self.class_count, self.thr, self.k = class_count, _threshold(thr, k), None if thr is not None else k
+        if thr is not None and k is not None:
+            _log.warning('both thr and k are given: k=%s is ignored', k)
+        self.class_count, self.k = class_count, k if thr is None else None
+        self.thr = DEFAULT_THR if thr is None else thr
         self.samples = torch.zeros((), dtype=torch.int64, device=device)
         self.predicted, self.labelled, self.hits = torch.zeros(3, class_count, dtype=torch.int64, device=device)
 
@@ -49,7 +52,7 @@ class MultiLabelCounts:
         if self.k is None:
             predicted = scores >= self.thr
         else:
-            order = (-scores).argsort(1, stable=True)[:, :self.k]
+            order = (-scores).argsort(dim=1, stable=True)[:, :self.k]
             predicted = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
         positive = labels == 1
         self.samples += len(scores)
@@ -145,12 +148,6 @@ def _count(scores: np.ndarray, labels: np.ndarray, thr: float | None = None, k: 
     counts = MultiLabelCounts(scores.shape[1], thr, k)
     counts.update(*(torch.from_numpy(np.ascontiguousarray(values)) for values in (scores, labels)))
     return counts
-
-
-def _threshold(thr: float | None, k: int | None) -> float | None:
-    if thr is not None and k is not None:
-        _log.warning('both thr and k are given: k=%s is ignored', k)
-    return DEFAULT_THR if thr is None and k is None else thr
 
 
 def _f1(precision: float, recall: float) -> float:

@@ -45,8 +45,8 @@ class CUB(BaseDataset):
         labels, parts = (_read_pairs(path) for path in (self.image_class_labels_file, self.train_test_split_file))
         for path, pairs in ((self.image_class_labels_file, labels), (self.train_test_split_file, parts)):
             if odd := sorted(names.keys() ^ pairs.keys()):
-                raise ValueError(f'{self.ann_file} ({len(names)} images) and {path} ({len(pairs)}) should have the same '
-                                 f'length and ids; id {odd[0]} is in one of them only')
+                raise ValueError(f'{self.ann_file} ({len(names)} images) and {path} ({len(pairs)}) should have the '
+                                 f'same length and ids; id {odd[0]} is in one of them only')
         mine = '0' if self.test_mode else '1'
         infos = FileInfos(self.data_prefix, ((os.fsencode(name), int(labels[id]) - 1) for id, name in names.items()
                                              if parts[id] == mine))
@@ -88,8 +88,8 @@ class StanfordCars(BaseDataset):
                                     'data_prefix or ann_file')
         records = loadmat(path)['annotations'][0]
         if len(records) and len(records[0]) != 6:  # four sides of a box, class, file name
-            raise ValueError(f'{path} has no labels: its records have {len(records[0])} fields, not 6; for the test set '
-                             'take cars_test_annos_withlabels.mat')
+            raise ValueError(f'{path} has no labels: its records have {len(records[0])} fields, not 6; for the test '
+                             'set take cars_test_annos_withlabels.mat')
         infos = FileInfos(self.data_prefix, ((os.fsencode(str(record[5][0])), int(record[4][0][0]) - 1)
                                              for record in records))
         _check_labels(infos, path, self.CLASSES)

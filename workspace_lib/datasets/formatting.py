@@ -74,7 +74,7 @@ class ToTensor(Step):
 
 @PIPELINES.register_module()
 class ToHalf(Step):
-    """Arrays or tensors under `keys` to float16; the loader gives float32 all the same, and leaves halving to autocast."""
+    """Arrays or tensors under `keys` to float16; the loader gives float32 all the same, and leaves that to autocast."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys

@@ -105,7 +105,7 @@ class Loader:
 
 
 class _Requests:
-    """The batches of an epoch, as the workers are asked for them: (indices, seeds).
+    """The batches of an epoch, as the workers are asked for them: (seeds, indices).
 
     A sample's seed comes from seed, epoch and index, or, as a sampler may give one several times, from its place in the
     epoch.
@@ -139,7 +139,7 @@ class _Requests:
         places = indices if self.sampler is None else range(self.rank, len(indices) * self.world_size, self.world_size)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             mine = slice(start, start + self.batch_size)
-            yield indices[mine], [_mix(self.seed, epoch) << 40 | place for place in places[mine]]
+            yield [_mix(self.seed, epoch) << 40 | place for place in places[mine]], indices[mine]
 
 
 class _BatchMaker:
@@ -151,7 +151,7 @@ class _BatchMaker:
     def __getitems__(self, request: tuple[list[int], list[int]]) -> tuple[Batch | Exception, Broken]:
         known = len(self._broken())
         try:
-            batch: Any = collate([_sample(self.dataset, index, seed) for index, seed in zip(*request, strict=True)])
+            batch: Any = collate([_sample(self.dataset, index, seed) for seed, index in zip(*request, strict=True)])
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
         broken = self._broken()

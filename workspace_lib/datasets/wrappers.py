@@ -182,15 +182,14 @@ class ConcatDataset(_Wrapper, TorchConcatDataset):
     def score(self, *args: Any) -> dict[str, Any]:
         return self.datasets[0].score(*args)  # type: ignore[attr-defined]
 
-    def evaluate(self, results: Any, *args: Any, indices: Any = None, logger: Any = None,
-                 **kwargs: Any) -> dict[str, Any]:
+    def evaluate(self, results: Any, metric: Any = None, metric_options: dict[str, Any] | None = None,
+                 indices: Any = None, logger: Any = None) -> dict[str, Any]:
         """As `BaseDataset.evaluate`; with `separate_eval` the keys begin with the number of the part."""
         if not self.separate_eval:
-            return BaseDataset.evaluate(self, results, *args, indices=indices, logger=logger,  # type: ignore[arg-type]
-                                        **kwargs)
+            return self.score(*self.answers(results, indices, logger), metric, metric_options)
         values: dict[str, Any] = {}
         for number, (dataset, mine, at) in enumerate(self._split(results, indices)):
             if mine:
-                found = dataset.evaluate(mine, *args, indices=at, logger=logger, **kwargs)
+                found = dataset.evaluate(mine, metric, metric_options, at, logger)
                 values.update({f'{number}_{key}': value for key, value in found.items()})
         return values
