@@ -1,12 +1,12 @@
-"""The test loop against mmclassification's: the same images, weights and logits, what a picture costs beside the network.
+"""The test loop against mmclassification's: equal images, weights and logits; what a picture costs beside the network.
 
     python benchmarks/bench_test_loop.py                        # generated photographs
     python benchmarks/bench_test_loop.py --images DIR           # class folders of real ones, or WORKSPACE_SAMPLES=DIR
     python benchmarks/bench_test_loop.py --workers 0 2 --rounds 5
 
-Both loops take turns (A B A B ...) over the default ImageNet test pipeline and a ResNet-18 in float32; a table gives the
-medians. Time outside the forward pass is wall time less that spent inside the network; with workers it is what the
-network waits for.
+Both loops take turns (A B A B ...) over the default ImageNet test pipeline and a ResNet-18 in float32; a table gives
+the medians. Time outside the forward pass is wall time less that spent inside the network; with workers it is what
+the network waits for.
 """
 from __future__ import annotations
 

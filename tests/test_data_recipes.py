@@ -110,7 +110,7 @@ def test_wrappers_of_a_config_are_what_it_says(world):
 def test_metrics_of_the_other_kind_are_named_and_left_out(world, capsys, tmp_path):
     command = ['test', str(world / 'tiny.py'), str(world / 'run' / 'latest.pth'), '--device', 'cpu', '--metrics']
     out = tmp_path / 'r.json'
-    every = 'accuracy precision recall f1_score support mAP CP CR'.split()
+    every = ['accuracy', 'precision', 'recall', 'f1_score', 'support', 'mAP', 'CP', 'CR']
     assert main([*command, *every, '--metric-options', 'topk=1', '--out', str(out), '--out-items', 'none']) == 0
     said = capsys.readouterr()
     assert 'metrics left out: mAP, CP, CR, which need a multi-label data set' in said.out + said.err
@@ -129,7 +129,8 @@ VOC_CONFIG = '''
 _base_ = 'tiny.py'
 model = dict(head=dict(_delete_=True, type='MultiLabelLinearClsHead', num_classes=20, in_channels=32), train_cfg=None)
 split = dict(_delete_=True, type='VOC', data_prefix='{voc}', ann_file='{voc}/ImageSets/Main/all.txt')
-data = dict(train=dict(**split, pipeline={{_base_.train_pipeline}}), val=dict(**split, pipeline={{_base_.test_pipeline}}),
+data = dict(train=dict(**split, pipeline={{_base_.train_pipeline}}),
+            val=dict(**split, pipeline={{_base_.test_pipeline}}),
             test=dict(**split, pipeline={{_base_.test_pipeline}}))
 evaluation = dict(_delete_=True, interval=1, metric=['mAP', 'CP', 'OP', 'CR', 'OR', 'CF1', 'OF1'])
 sampler = None

@@ -1,4 +1,4 @@
-"""VOC, COCO, CUB, Stanford Cars and ImageNet-21k as their authors lay them out, each beside mmclassification's reading."""
+"""VOC, COCO, CUB, Stanford Cars and ImageNet-21k as their authors lay them out, beside mmclassification's reading."""
 from __future__ import annotations
 
 import json
@@ -38,8 +38,11 @@ def same_samples(ours, expected) -> None:
 
 
 def xml(*objects: tuple[str, int | None]) -> str:
-    parts = ''.join(f'<object><name>{name}</name>' + (f'<difficult>{difficult}</difficult>' if difficult is not None else '')
-                    + '<part><name>head</name></part></object>' for name, difficult in objects)
+    def difficulty(value: int | None) -> str:
+        return '' if value is None else f'<difficult>{value}</difficult>'
+
+    parts = ''.join(f'<object><name>{name}</name>{difficulty(difficult)}<part><name>head</name></part></object>'
+                    for name, difficult in objects)
     return f'<annotation><folder>VOC2007</folder>{parts}</annotation>'
 
 
@@ -230,8 +233,8 @@ def cars(tmp_path: Path) -> Path:
                                                                                record(196, '002.jpg'))]))
     io.savemat(tmp_path / 'devkit' / 'cars_test_annos_withlabels.mat', dict(annotations=[(record(150, '025.jpg'),
                                                                                          record(1, '111.jpg'))]))
-    io.savemat(tmp_path / 'devkit' / 'cars_test_annos.mat', dict(annotations=[(record(0, 'x')[:4] + (np.array(['1']),),
-                                                                               record(0, 'x')[:4] + (np.array(['2']),))]))
+    unlabelled = tuple((*record(0, 'x')[:4], np.array([name])) for name in ('1.jpg', '2.jpg'))
+    io.savemat(tmp_path / 'devkit' / 'cars_test_annos.mat', dict(annotations=[unlabelled]))
     return tmp_path
 
 

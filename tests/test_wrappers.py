@@ -114,7 +114,8 @@ def test_class_balanced_is_that_of_mmclassification(make, threshold):
 
 
 def test_a_sample_without_classes_is_there_once():
-    assert ClassBalancedDataset(Tags([[1, 0, 0], [0, 0, 0], [-1, 0, 0]]), 4.).repeat_indices.tolist() == [0, 0, 0, 0, 1, 2]
+    balanced = ClassBalancedDataset(Tags([[1, 0, 0], [0, 0, 0], [-1, 0, 0]]), 4.)
+    assert balanced.repeat_indices.tolist() == [0, 0, 0, 0, 1, 2]
 
 
 @KINDS
@@ -274,7 +275,7 @@ def test_parts_that_normalise_differently_each_run_as_written(folder, workers, c
     fixed = [dict(type='LoadImageFromFile'), dict(type='Resize', size=8)]
     one = CustomDataset(str(folder / 'x'), [*fixed, NORMALIZE, *TO_TENSOR])
     other = CustomDataset(str(folder / 'y'), [*fixed, dict(NORMALIZE, mean=[0, 0, 0]), *TO_TENSOR])
-    expected = torch.stack([part.pipeline(part.data_infos[i])['img'] for part in (one, other) for i in range(len(part))])
+    expected = torch.stack([part.pipeline(info)['img'] for part in (one, other) for info in part.data_infos[:]])
     batches = epoch(build_dataloader(ConcatDataset([one, other]), 4, workers, shuffle=False))
     torch.testing.assert_close(torch.cat([img for img, _ in batches]), expected, rtol=0, atol=0)
     assert 'the data sets of the loader normalise in different ways' in caplog.text

@@ -1,25 +1,25 @@
 """Batches. In: a data set and how to batch it. Out: dicts on the device, `img` float32 (N, C, H, W), `gt_label`.
 
-Workers make whole uint8 batches; the device stage normalises them. Order and chance are functions of (seed, epoch,
-index), so neither the number of workers nor a restart changes a batch.
+Workers make whole uint8 batches; the device stage normalises them there (on a CPU: still in the workers). Order and
+chance are functions of (seed, epoch, index), so neither the number of workers nor a restart changes a batch.
 """
 from __future__ import annotations
 
 import logging
 import random
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate, get_worker_info
+from torch.utils.data import DataLoader, default_collate
 
 from .decode import DecodeError
 from .mixing import BatchAugments
-from .pipeline import DeviceStage, Pipeline
+from .pipeline import DeviceStage, Pipeline, batch_memory
 from .wrappers import leaves, locate
 
 _log = logging.getLogger(__name__)
@@ -54,14 +54,15 @@ class Loader:
         self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)
         self._leaves = leaves(dataset)
         self.device_stage, self.augments = _common_stage(self._leaves), augments
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._finish = _Finish(self.device_stage, memory_format)
         self.seed = secrets.randbits(31) if seed is None else seed
         self._requests = _Requests(len(dataset), batch_size, shuffle, self.seed, round_up, drop_last, sampler,
                                    rank, world_size)
         self._told: set[tuple[int, int]] = set()
         if num_workers == 0:
             options.pop('prefetch_factor', None)
-        maker: Any = _BatchMaker(dataset)
+        maker: Any = _BatchMaker(dataset, self._finish if self.device.type == 'cpu' else _as_is)
         requests: Any = self._requests
         self._batches: DataLoader = DataLoader(
             maker, batch_sampler=requests, num_workers=num_workers, collate_fn=_as_is,
@@ -86,22 +87,29 @@ class Loader:
                 _log.warning('skipped broken file %d: %s', len(self._told), reason)
             if isinstance(batch, Exception):
                 raise batch
-            batch = self._on_device(batch)
+            if self.device.type != 'cpu':
+                batch = self._finish({key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor)
+                                      else value for key, value in batch.items()})
             yield batch if self.augments is None else self._mixed(batch, epoch, number)
 
     def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
         place = number * self._requests.world_size + self._requests.rank  # among the batches of all ranks
         rng = random.Random(_mix(self.seed, epoch) << 40 | place)
         img, label = self.augments(batch['img'], batch['gt_label'], rng)  # type: ignore[misc]
-        return {**batch, 'img': img, 'gt_label': label}
+        return {**batch, 'img': img.contiguous(memory_format=self._finish.memory_format), 'gt_label': label}
 
-    def _on_device(self, batch: Batch) -> Batch:
-        batch = {key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-                 for key, value in batch.items()}
+
+class _Finish:
+    """The last step of a batch, where it is on its device: normalised, and in the memory format asked for."""
+
+    def __init__(self, stage: DeviceStage, memory_format: torch.memory_format) -> None:
+        self.stage, self.memory_format = stage, memory_format
+
+    def __call__(self, batch: Batch) -> Batch:
         img = batch['img']
         if img.device.type != 'cpu':  # reordered while it is a quarter of the bytes; a CPU's look-up does it itself
             img = img.contiguous(memory_format=self.memory_format)
-        return {**batch, 'img': self.device_stage(img).contiguous(memory_format=self.memory_format)}
+        return {**batch, 'img': self.stage(img).contiguous(memory_format=self.memory_format)}
 
 
 class _Requests:
@@ -145,13 +153,14 @@ class _Requests:
 class _BatchMaker:
     """What runs in the workers: a request in, a batch out, with the files that turned out broken."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset, self._leaves = dataset, leaves(dataset)
+    def __init__(self, dataset: Any, finish: Callable[[Batch], Batch]) -> None:
+        self.dataset, self.finish, self._leaves = dataset, finish, leaves(dataset)
 
     def __getitems__(self, request: tuple[list[int], list[int]]) -> tuple[Batch | Exception, Broken]:
         known = len(self._broken())
         try:
-            batch: Any = collate([_sample(self.dataset, index, seed) for seed, index in zip(*request, strict=True)])
+            items = [_sample(self.dataset, index, seed) for seed, index in zip(*request, strict=True)]
+            batch: Any = self.finish(collate(items))
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
         broken = self._broken()
@@ -199,17 +208,9 @@ def _stack(images: Sequence[np.ndarray]) -> Tensor:
     if len(shapes := {img.shape for img in images}) > 1:
         raise ValueError(f'the images of a batch differ in (height, width, channels): {sorted(shapes)[:4]}; end '
                          'the pipeline with a step of fixed size (Resize, CenterCrop), or batch one by one')
-    batch = _empty((len(images), *images[0].shape))
+    batch = batch_memory((len(images), *images[0].shape), torch.uint8)
     np.stack(images, out=batch.numpy())
     return batch.permute(0, 3, 1, 2)
-
-
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    """uint8 memory for a batch; in a worker shared from the start, so that sending it copies nothing."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)), device='cpu')
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _mix(seed: int, epoch: int) -> int:

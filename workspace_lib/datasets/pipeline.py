@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ..registry import PIPELINES, build_from_cfg
 from .formatting import Collect, LoadImageFromFile, ToTensor, image_path
@@ -58,11 +60,11 @@ class DeviceStage:
         tables = ((np.arange(256, dtype=np.float32)[:, None] - norm.mean) / norm.std).T.copy()
         tables = np.broadcast_to(tables, (img.shape[1], 256))
         order = slice(None, None, -1) if norm.to_rgb and img.shape[1] == 3 else slice(None)
-        normal = np.empty(tuple(img.shape), np.float32)
-        for source, planes in zip(img.permute(0, 2, 3, 1).numpy(), normal, strict=True):
+        batch = batch_memory(tuple(img.shape), torch.float32)
+        for source, planes in zip(img.permute(0, 2, 3, 1).numpy(), batch.numpy(), strict=True):
             for channel, table, plane in zip(cv2.split(source)[order], tables, planes, strict=True):
                 cv2.LUT(channel, table, plane)
-        return torch.from_numpy(normal)
+        return batch
 
     def __repr__(self) -> str:
         return f'DeviceStage({self.normalize or "cast to float32"})'
@@ -166,6 +168,14 @@ class Pipeline:
         img = torch.as_tensor(self.item(info)['img'])
         img = img.permute(2, 0, 1).contiguous() if self.is_split else img
         return {'img': self.device_stage(img[None].to(device))}
+
+
+def batch_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for a batch; in a worker shared from the start, so that sending it copies nothing."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device='cpu')
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def _build(step: Any) -> Any:
