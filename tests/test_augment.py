@@ -271,6 +271,11 @@ def rand(**settings):
     (lambda: step('RandomErasing', mode='unknown'), ValueError, "'const', 'rand'"),
     (lambda: step('RandomErasing', fill_color=(1, 2)), ValueError, 'fill_color'),
     (lambda: step('RandomErasing', fill_std=(1, 2)), ValueError, 'fill_std'),
+    *((lambda name=name, key=key: step(name, **{**STRENGTHS[name][-1], key: None}), TypeError, f'{key}=None; it is a')
+      for name, key in (('Shear', 'magnitude'), ('Translate', 'magnitude'), ('Rotate', 'angle'), ('Rotate', 'scale'),
+                        ('Solarize', 'thr'), ('SolarizeAdd', 'magnitude'), ('SolarizeAdd', 'thr'),
+                        ('Contrast', 'magnitude'), ('ColorTransform', 'magnitude'), ('Brightness', 'magnitude'),
+                        ('Sharpness', 'magnitude'))),
     (lambda: step('Lighting', eigval=[1, 2], eigvec=EIGEN['eigvec']), ValueError, r'vectors \(3, n\)'),
 ])
 def test_settings_that_make_no_sense_are_named(make, error, text):

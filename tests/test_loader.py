@@ -252,3 +252,14 @@ def test_on_a_gpu_the_batches_are_the_same(folder, workers):
     expected = epoch(loader(folder))
     torch.testing.assert_close(img.cpu(), expected[0], rtol=1e-6, atol=1e-6)
     assert torch.equal(label.cpu(), expected[1])
+
+
+def test_workers_send_bytes_to_another_device_and_finished_batches_to_the_cpu(folder):
+    for device, dtype in (('meta', torch.uint8), ('cpu', torch.float32)):
+        batch, broken = next(iter(loader(folder, 1, device=device)._batches))
+        assert (batch['img'].dtype, batch['img'].is_shared(), broken) == (dtype, True, {})
+
+
+def test_the_setting_of_a_recipe_for_ipus_is_ignored_with_a_warning(folder, caplog):
+    assert len(loader(folder, mode='async')) == 6
+    assert 'the setting mode of the loader is for Graphcore IPUs; ignored' in caplog.text

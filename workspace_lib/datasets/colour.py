@@ -14,7 +14,7 @@ import numpy as np
 
 from ..registry import PIPELINES
 from .auto_augment import Sometimes
-from .transforms import ImageStep
+from .transforms import ImageStep, check_number
 
 _VALUES = np.arange(256)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL.ImageFilter.SMOOTH
@@ -48,6 +48,7 @@ class Solarize(_ByTable):
 
     def __init__(self, thr: float, prob: float = 0.5) -> None:
         super().__init__(prob)
+        check_number('thr', thr)
         self.thr = thr
 
     def table(self) -> np.ndarray:
@@ -60,6 +61,8 @@ class SolarizeAdd(_ByTable):
 
     def __init__(self, magnitude: float, thr: float = 128, prob: float = 0.5) -> None:
         super().__init__(prob)
+        check_number('magnitude', magnitude)
+        check_number('thr', thr)
         self.magnitude, self.thr = magnitude, thr
 
     def table(self) -> np.ndarray:
@@ -127,6 +130,7 @@ class _Blend(Sometimes):
 
     def __init__(self, magnitude: float, prob: float = 0.5, random_negative_prob: float = 0.5) -> None:
         self._set_chances(prob, random_negative_prob)
+        check_number('magnitude', magnitude)
         self.magnitude = magnitude
 
     def apply(self, img: np.ndarray, rng: random.Random) -> np.ndarray:

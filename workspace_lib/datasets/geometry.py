@@ -13,7 +13,7 @@ import numpy as np
 
 from ..registry import PIPELINES
 from .auto_augment import Sometimes
-from .transforms import CV2_FILTERS, check_known, check_probability
+from .transforms import CV2_FILTERS, check_known, check_number, check_probability
 
 Colour = float | Sequence[float]  # one number for all channels, or one for each, in the image's order
 
@@ -49,6 +49,7 @@ class Shear(_Warp):
     def __init__(self, magnitude: float, pad_val: Colour = 128, prob: float = 0.5, direction: str = 'horizontal',
                  random_negative_prob: float = 0.5, interpolation: str = 'bicubic') -> None:
         check_known('direction', direction, ('horizontal', 'vertical'))
+        check_number('magnitude', magnitude)
         self.magnitude, self.direction = magnitude, direction
         self._set_warp(pad_val, prob, random_negative_prob, interpolation)
 
@@ -64,6 +65,7 @@ class Translate(_Warp):
     def __init__(self, magnitude: float, pad_val: Colour = 128, prob: float = 0.5, direction: str = 'horizontal',
                  random_negative_prob: float = 0.5, interpolation: str = 'nearest') -> None:
         check_known('direction', direction, ('horizontal', 'vertical'))
+        check_number('magnitude', magnitude)
         self.magnitude, self.direction = magnitude, direction
         self._set_warp(pad_val, prob, random_negative_prob, interpolation)
 
@@ -81,6 +83,8 @@ class Rotate(_Warp):
                  interpolation: str = 'nearest') -> None:
         if center is not None and len(center) != 2:
             raise ValueError(f'Rotate got center={center}; it takes (x, y)')
+        check_number('angle', angle)
+        check_number('scale', scale)
         self.angle, self.center, self.scale = angle, center, scale
         self._set_warp(pad_val, prob, random_negative_prob, interpolation)
 

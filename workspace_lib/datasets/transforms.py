@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, cast
 
 import cv2
@@ -299,6 +300,11 @@ def check_known(name: str, value: Any, known: Any) -> None:
 def check_filter(interpolation: str, backend: str) -> None:
     check_known('backend', backend, ('cv2', 'pillow'))
     check_known('interpolation', interpolation, CV2_FILTERS if backend == 'cv2' else PILLOW_FILTERS)
+
+
+def check_number(name: str, value: Any) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f'got {name}={value!r}; it is a number')
 
 
 def check_probability(name: str, value: float) -> None:
