@@ -74,7 +74,8 @@ def test_cutout_takes_one_pixel_or_a_row_of_two():
 
 
 def test_steps_without_strength_change_nothing_together():
-    np.testing.assert_array_equal(run('ColorJitter', grey(LIGHT), brightness=0., contrast=0., saturation=0.), grey(LIGHT))
+    jittered = run('ColorJitter', grey(LIGHT), brightness=0., contrast=0., saturation=0.)
+    np.testing.assert_array_equal(jittered, grey(LIGHT))
     eigen = dict(eigval=[.2175, .0188, .0045], eigvec=[[-.5675, .7192, .4009], [-.5808, -.0045, -.8140],
                                                        [-.5836, -.6948, .4203]])
     still = run('Lighting', np.arange(27, dtype=np.uint8).reshape(3, 3, 3), **eigen, alphastd=0., to_rgb=False)
@@ -124,8 +125,8 @@ def data(labels=LABELS) -> Given:
 
 
 @pytest.mark.parametrize(('count', 'options', 'expected'), [
-    (6, dict(topk=1), dict(precision=700 / 9, recall=(2 / 3 + 1 / 2 + 1) / 3 * 100, f1_score=(4 / 5 + 2 / 3 + 1 / 2) / 3 * 100,
-                           support=6, accuracy=400 / 6)),
+    (6, dict(topk=1), dict(precision=700 / 9, recall=(2 / 3 + 1 / 2 + 1) / 3 * 100,
+                           f1_score=(4 / 5 + 2 / 3 + 1 / 2) / 3 * 100, support=6, accuracy=400 / 6)),
     (5, dict(topk=1), dict(precision=250 / 3, recall=250 / 3, f1_score=700 / 9, support=5, accuracy=80)),
     (6, dict(topk=1, thrs=.6), dict(precision=(1 + 1 / 3) / 3 * 100, recall=(1 / 3 + 1) / 3 * 100, f1_score=100 / 3,
                                     support=6, accuracy=200 / 6))], ids=str)
@@ -137,7 +138,8 @@ def test_metrics_of_the_example(count, options, expected, form):
 
 @pytest.mark.parametrize(('options', 'endings'), [
     (dict(thrs=(.5, .6), topk=(1, 2)), ['_top-1_thr_0.50', '_top-1_thr_0.60', '_top-2_thr_0.50', '_top-2_thr_0.60']),
-    (dict(thrs=.5, topk=(1, 2)), ['_top-1', '_top-2']), (dict(thrs=(.5, .6), topk=1), ['_thr_0.50', '_thr_0.60'])], ids=str)
+    (dict(thrs=.5, topk=(1, 2)), ['_top-1', '_top-2']),
+    (dict(thrs=(.5, .6), topk=1), ['_thr_0.50', '_thr_0.60'])], ids=str)
 def test_keys_of_the_metrics(options, endings):
     got = data().evaluate(SCORES, 'accuracy', options)
     assert list(got) == [f'accuracy{ending}' for ending in endings]
@@ -147,8 +149,8 @@ def test_keys_of_the_metrics(options, endings):
 def test_metrics_by_class_and_what_is_refused():
     got = data().evaluate(SCORES, EVERY[:4], dict(average_mode='none'))
     assert {value.shape for value in got.values()} == {(3,)}
-    for error, metric, options in ((ValueError, EVERY, dict(average_mode='micro')), (TypeError, EVERY, dict(thrs='thr')),
-                                   (ValueError, 'unknown', None)):
+    for error, metric, options in ((ValueError, EVERY, dict(average_mode='micro')),
+                                   (TypeError, EVERY, dict(thrs='thr')), (ValueError, 'unknown', None)):
         with pytest.raises(error):
             data().evaluate(SCORES, metric, options)
 
@@ -158,7 +160,7 @@ def test_classes_of_a_data_set(tmp_path):
     for given, expected in ((None, None), (('bus', 'car'), ('bus', 'car')), (['bus', 'car'], ['bus', 'car']),
                             (str(tmp_path / 'classes.txt'), ['bus', 'car'])):
         dataset = Given([], classes=given)
-        assert dataset.CLASSES == expected and dataset.ann_file is None and not dataset.test_mode
+        assert expected == dataset.CLASSES and dataset.ann_file is None and not dataset.test_mode
     assert dataset.class_to_idx == dict(bus=0, car=1)
     with pytest.raises(ValueError, match="<class 'dict'>"):
         Given([], classes=dict(classes=1))
@@ -175,6 +177,7 @@ def test_a_data_set_of_several_labels_evaluates_its_own_metrics():
     scores = np.array([[.9, .8, .3, .2], [.1, .2, .2, .1], [.7, .5, .9, .3], [.8, .1, .1, .2], [.8, .1, .1, .2]])
     dataset = GivenSeveral([dict(gt_label=np.array(row, np.int8)) for row in target])
     assert dataset.evaluate(scores, 'mAP') == pytest.approx(dict(mAP=67.5))
-    assert dataset.evaluate(scores, ['mAP', 'CR', 'OF1']) == pytest.approx(dict(mAP=67.5, CR=43.75, OF1=42.8571), abs=1e-3)
+    expected = dict(mAP=67.5, CR=43.75, OF1=42.8571)
+    assert dataset.evaluate(scores, ['mAP', 'CR', 'OF1']) == pytest.approx(expected, abs=1e-3)
     with pytest.raises(ValueError, match="'unknown'.*is not supported"):
         dataset.evaluate(scores, 'unknown')

@@ -135,7 +135,7 @@ class _Policy:
     def step(self, augment: RandAugment, rng: random.Random) -> ImageStep:
         if self.key is None:
             return self.fixed
-        make: Any = type(self.fixed)  # a constructor costs 2 microseconds, the registry's checks 50
+        make: Any = type(self.fixed)  # a constructor costs 2 microseconds, the registry's checks 30
         return make(**self.settings, **{self.key: self.magnitude(augment.level(rng))})
 
 

@@ -126,7 +126,7 @@ def _file_names(images: Iterable[dict[str, Any]]) -> Iterable[tuple[bytes, int]]
 
 
 def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
-    """Outlines are nine tenths of the file, and would be two gigabytes as Python objects."""
+    """Outlines are most of the file, and each of their numbers would be a Python object."""
     entry.pop('segmentation', None)
     return entry
 
