@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from workspace_lib.apis import build_loader, build_training, loader_config
+from workspace_lib.apis import build_loader, build_training, inference_model, init_model, loader_config
 from workspace_lib.config import Config
 from workspace_lib.datasets import VOC, KFoldDataset, RepeatDataset, build_dataset
 from workspace_lib.models import build_classifier
@@ -105,6 +105,17 @@ def test_wrappers_of_a_config_are_what_it_says(world):
     assert type(build_dataset(cfg.data.train)) is RepeatDataset
     fold = build_dataset(cfg.data.val, dict(test_mode=True))
     assert type(fold) is KFoldDataset and fold.test_mode and len(fold) == 6
+
+
+@pytest.mark.parametrize('wrap', [lambda inner: [inner, inner], lambda inner: dict(type='KFoldDataset', dataset=inner),
+                                  lambda inner: dict(type='ConcatDataset', datasets=[[inner]])])
+def test_one_image_goes_through_the_pipeline_inside_a_wrapper(world, wrap):
+    cfg = Config.fromfile(str(world / 'tiny.py'))
+    cfg.data.test['classes'] = ['p', 'q', 'r']
+    cfg.data.test = wrap(cfg.data.test)
+    model = init_model(cfg, device='cpu')
+    assert model.CLASSES == ['p', 'q', 'r']
+    assert inference_model(model, str(next((world / 'images').rglob('*.jpg'))))['scores'].shape == (3,)
 
 
 def test_metrics_of_the_other_kind_are_named_and_left_out(world, capsys, tmp_path):

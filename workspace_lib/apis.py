@@ -78,15 +78,21 @@ def init_model(config: str | os.PathLike | Config, checkpoint: str | None = None
 
 def _classes_of(cfg: Config) -> Sequence[str]:
     """Names for a checkpoint that carries none: those of the config's data set class, else ImageNet's."""
-    section = cfg.get('data', {}).get('test') or {}
-    while not isinstance(section, dict) or (inside := section.get('datasets') or section.get('dataset')):
-        section = inside if isinstance(section, dict) else section[0]  # of a wrapper, the first data set
+    section = _innermost(cfg.get('data', {}).get('test') or {})
     dataset = DATASETS.get(section.get('type', ''))
     classes = section.get('classes') or getattr(dataset, 'CLASSES', None)
     if classes and not isinstance(classes, str):
         return classes
     warnings.warn('the checkpoint names no classes; using those of ImageNet', stacklevel=3)
     return ImageNet.CLASSES
+
+
+def _innermost(section: Any) -> dict[str, Any]:
+    """The config of the (first) data set inside a wrapper, or a list."""
+    if isinstance(section, list | tuple):
+        return _innermost(section[0])
+    inside = section.get('datasets') or section.get('dataset')
+    return _innermost(inside) if inside else section
 
 
 def inference_model(model: Any, img: str | os.PathLike | np.ndarray) -> dict[str, Any]:
@@ -106,7 +112,7 @@ def inference_model(model: Any, img: str | os.PathLike | np.ndarray) -> dict[str
 
 def prepare_image(model: Any, img: str | os.PathLike | np.ndarray) -> dict[str, torch.Tensor]:
     """The batch of one, normalised and on the model's device, that ``model(return_loss=False, **batch)`` takes."""
-    steps = list(model.cfg.data.test.pipeline)
+    steps = list(_innermost(model.cfg.data.test)['pipeline'])
     loads = bool(steps) and steps[0]['type'] == 'LoadImageFromFile'
     device = next(model.parameters()).device
     if isinstance(img, np.ndarray):

@@ -2,7 +2,7 @@
 
 In and out: uint8 images in BGR order (Lighting gives float32). Pixels are those of mmcv's OpenCV functions, to the bit;
 what depends on a pixel's value alone is one look-up in a table of 256 values. torchvision's kernels give the same for
-most (AutoContrast and ColorTransform differ by 1 of 255, Sharpness by up to 10), and take two to twenty times as long.
+most (AutoContrast and ColorTransform differ by 1 of 255, Sharpness by up to 10), and are slower but for the simplest.
 """
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Loader:
 
     def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
         place = number * self._requests.world_size + self._requests.rank  # among the batches of all ranks
-        rng = random.Random(_mix(self.seed, epoch) << 40 | place)
+        rng = random.Random(_mix(self.seed, epoch) << 40 | 1 << 39 | place)  # the seed of no sample
         img, label = self.augments(batch['img'], batch['gt_label'], rng)  # type: ignore[misc]
         return {**batch, 'img': img.contiguous(memory_format=self._finish.memory_format), 'gt_label': label}
 
