@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -12,13 +13,20 @@ import torch
 from one_source import one_source  # noqa: F401
 
 from workspace_lib.config import Config
-from workspace_lib.datasets import Pipeline
+from workspace_lib.datasets import BatchAugments, Pipeline, build_dataset
+from workspace_lib.registry import DATASETS, SAMPLERS
 
 mmcls = pytest.importorskip('mmcls')
 RECIPES = [path for path in sorted((Path(mmcls.__file__).parent / '.mim' / 'configs').rglob('*.py'))
            if '_base_' not in path.parts]
 # their base file does not exist
 BROKEN = {'mobilenet-v3-small_8xb16_cifar10.py', 'mobilenet_v3_small_cifar.py'}
+
+
+def recipes() -> Iterator[dict]:
+    for path in RECIPES:
+        if path.name not in BROKEN:
+            yield Config.fromfile(str(path)).to_dict()
 
 
 def pipelines(*splits: str) -> dict[str, list]:
@@ -109,6 +117,25 @@ def test_train_tensors_are_those_of_mmclassification_from_the_same_numbers(name,
             img = pipeline.device_stage(torch.from_numpy(pipeline.item(sample, seed)['img']).permute(2, 0, 1)[None])[0]
         limit = 0.1 if any(step['type'] == 'ToHalf' for step in steps) else 1e-4
         assert pixel_error(img, expected, steps) < limit
+
+
+@pytest.mark.filterwarnings('ignore:The config file .* will be deprecated:DeprecationWarning')
+def test_data_sets_samplers_and_mixing_of_every_recipe_are_here():
+    seen, mixed = {'MNIST', 'CIFAR10', 'CIFAR100'}, 0  # these would be downloaded
+    for cfg in recipes():
+        for split in ('train', 'val', 'test'):
+            section = {key: value for key, value in cfg['data'][split].items() if key != 'pipeline'}
+            assert DATASETS.get(section['type']) is not None
+            if section['type'] not in seen and repr(section) not in seen:
+                seen.add(repr(section))
+                with pytest.raises(FileNotFoundError, match='data'):  # all arguments are known, the data are not here
+                    build_dataset({**section, 'pipeline': []}, dict(test_mode=split != 'train'))
+        if cfg.get('sampler'):
+            assert cfg['sampler']['type'] in SAMPLERS
+        if augments := (cfg['model'].get('train_cfg') or {}).get('augments'):
+            mixed += 1
+            assert sum(augment.prob for augment in BatchAugments(augments).augments) == pytest.approx(1)
+    assert mixed == 67 and len(seen) > 10
 
 
 def test_what_was_compared():
