@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import io
 import json
@@ -89,6 +90,7 @@ def ours(folder: str, weights: dict, batch: int, workers: int) -> Callable[[], A
 
 
 def theirs(folder: str, weights: dict, batch: int, workers: int) -> Callable[[], Any]:
+    import mmcv
     from mmcls.apis import single_gpu_test as test
     from mmcls.datasets import CustomDataset as Dataset
     from mmcls.datasets import build_dataloader as build
@@ -99,6 +101,8 @@ def theirs(folder: str, weights: dict, batch: int, workers: int) -> Callable[[],
     loader = build(Dataset(folder, PIPELINE), batch, workers, dist=False, shuffle=False,
                    persistent_workers=workers > 0, pin_memory=False)
     wrapped = wrap_non_distributed_model(model, device='cpu')
+    # its default is the stdout at import, which nothing redirects
+    mmcv.ProgressBar = functools.partial(mmcv.ProgressBar, file=io.StringIO())
     return measured(model, lambda: test(wrapped, loader))
 
 
