@@ -4,6 +4,7 @@ In: features (N, in_channels), or a tuple whose last one counts. Out: losses, or
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 from ..metrics import accuracy
 from .builder import HEADS, build_loss
-from .init import BaseModule, InitCfg
-from .layers import Cfg
+from .init import BaseModule, InitCfg, truncated_normal
+from .layers import Cfg, build_activation
 
 CROSS_ENTROPY: Cfg = dict(type='CrossEntropyLoss', loss_weight=1.0)
 BINARY_CROSS_ENTROPY: Cfg = dict(type='CrossEntropyLoss', use_sigmoid=True, reduction='mean', loss_weight=1.0)
 NORMAL: InitCfg = dict(type='Normal', layer='Linear', std=0.01)
-Features = Tensor | tuple[Tensor, ...]
+TANH: Cfg = dict(type='Tanh')
+ZERO: InitCfg = dict(type='Constant', layer='Linear', val=0)
+Features = Tensor | tuple[Any, ...]
 Scores = Tensor | list[np.ndarray]
 
 
@@ -73,6 +76,12 @@ class ClsHead(BaseModule):
         scores = self.logits(x)
         return self.post_process(scores.softmax(dim=1) if softmax else scores, post_process)
 
+    def _set_classes(self, num_classes: int, in_channels: int) -> None:
+        if num_classes <= 0:
+            raise ValueError(f'{type(self).__name__} got num_classes={num_classes}; it takes 1 or more')
+        self.num_classes, self.in_channels = num_classes, in_channels
+        self.num_classes_key = 'model.head.num_classes'
+
     def post_process(self, scores: Tensor, as_list: bool = True) -> Scores:
         if not as_list or torch.jit.is_tracing() or torch.compiler.is_exporting():
             return scores  # an exported graph holds tensors only
@@ -97,14 +106,10 @@ class ClsHead(BaseModule):
 class LinearClsHead(ClsHead):
     """One linear layer. `num_classes`: C. `in_channels`: of the features. The others: see `ClsHead`."""
 
-    num_classes_key = 'model.head.num_classes'
-
     def __init__(self, num_classes: int, in_channels: int, init_cfg: InitCfg = NORMAL, loss: Cfg = CROSS_ENTROPY,
                  topk: int | Sequence[int] = (1,), cal_acc: bool = False) -> None:
         super().__init__(loss, topk, cal_acc, init_cfg)
-        if num_classes <= 0:
-            raise ValueError(f'{type(self).__name__} got num_classes={num_classes}; it takes 1 or more')
-        self.num_classes, self.in_channels = num_classes, in_channels
+        self._set_classes(num_classes, in_channels)
         self.fc = nn.Linear(in_channels, num_classes)
 
     def logits(self, x: Features) -> Tensor:
@@ -116,6 +121,44 @@ class LinearClsHead(ClsHead):
             raise ValueError(f'{name} has in_channels={self.in_channels}, but backbone and neck give '
                              f'{features.shape[1]}; set model.head.in_channels={features.shape[1]}')
         return self.fc(features)  # (N, num_classes)
+
+
+@HEADS.register_module()
+class VisionTransformerClsHead(ClsHead):
+    """One linear layer behind the class token, or with `hidden_dim` (in pre-training) two, and `act_cfg` between them.
+
+    In: a tuple whose last one is [patch tokens, class token (N, in_channels)]. The other arguments: see `ClsHead`.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, hidden_dim: int | None = None, act_cfg: Cfg = TANH,
+                 init_cfg: InitCfg = ZERO, loss: Cfg = CROSS_ENTROPY, topk: int | Sequence[int] = (1,),
+                 cal_acc: bool = False) -> None:
+        super().__init__(loss, topk, cal_acc, init_cfg)
+        self._set_classes(num_classes, in_channels)
+        self.hidden_dim = hidden_dim
+        self.layers: Any = nn.Sequential()
+        if hidden_dim is not None:
+            self.layers.add_module('pre_logits', nn.Linear(in_channels, hidden_dim))
+            self.layers.add_module('act', build_activation(act_cfg))
+        self.layers.add_module('head', nn.Linear(hidden_dim or in_channels, num_classes))
+
+    def init_weights(self) -> None:
+        started = self._is_init
+        super().init_weights()
+        if self.hidden_dim is not None and not started and not self.is_pretrained:
+            truncated_normal(self.layers.pre_logits.weight, std=math.sqrt(1 / self.in_channels))  # LeCun's
+            nn.init.zeros_(self.layers.pre_logits.bias)
+
+    def pre_logits(self, x: Features) -> Tensor:
+        tokens = x[-1] if isinstance(x, tuple) else x
+        if isinstance(tokens, Tensor):
+            raise ValueError('VisionTransformerClsHead takes [patch tokens, class token], but got a tensor '
+                             f'{tuple(tokens.shape)}; is model.backbone.output_cls_token=False?')
+        _, cls_token = tokens
+        return cls_token if self.hidden_dim is None else self.layers.act(self.layers.pre_logits(cls_token))
+
+    def logits(self, x: Features) -> Tensor:
+        return self.layers.head(self.pre_logits(x))  # (N, num_classes)
 
 
 @HEADS.register_module()
@@ -145,3 +188,56 @@ class MultiLabelLinearClsHead(MultiLabelClsHead, LinearClsHead):
     def __init__(self, num_classes: int, in_channels: int, loss: Cfg = BINARY_CROSS_ENTROPY,
                  init_cfg: InitCfg = NORMAL) -> None:
         LinearClsHead.__init__(self, num_classes, in_channels, init_cfg, loss)
+
+
+class CSRAModule(nn.Module):
+    """Class-specific residual attention: a mean over all positions, and `lam` times one that attends to each class.
+
+    `temperature`: how narrowly it attends; 99 means to the highest position alone.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, temperature: int, lam: float) -> None:
+        super().__init__()
+        self.temperature, self.lam = temperature, lam
+        self.head = nn.Conv2d(in_channels, num_classes, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) -> (N, num_classes)
+        norm = self.head.weight.norm(dim=1, keepdim=True).transpose(0, 1)
+        scores = (self.head(x) / norm).flatten(2)  # (N, num_classes, H * W)
+        attention = (scores * self.temperature).softmax(dim=2)
+        peak = scores.amax(dim=2) if self.temperature == 99 else (scores * attention).sum(dim=2)
+        return scores.mean(dim=2) + self.lam * peak
+
+
+@HEADS.register_module()
+class CSRAClsHead(MultiLabelClsHead):
+    """Residual attention for several classes per image (Zhu and Wu 2021, arXiv:2108.02456), without a neck before it.
+
+    Args:
+        num_heads: 1, 2, 4, 6 or 8 `CSRAModule`s, whose logits are added up.
+        lam: weight of the attention. loss: see `ClsHead`.
+    """
+
+    temperature_settings = {1: (1, ), 2: (1, 99), 4: (1, 2, 4, 99), 6: (1, 2, 3, 4, 5, 99),
+                            8: (1, 2, 3, 4, 5, 6, 7, 99)}
+
+    def __init__(self, num_classes: int, in_channels: int, num_heads: int, lam: float,
+                 loss: Cfg = BINARY_CROSS_ENTROPY, init_cfg: InitCfg = NORMAL) -> None:
+        super().__init__(loss, init_cfg)
+        if num_heads not in self.temperature_settings or lam <= 0:
+            raise ValueError(f'CSRAClsHead got num_heads={num_heads} and lam={lam}; it has '
+                             f'{", ".join(map(str, self.temperature_settings))} heads, and lam above 0')
+        self._set_classes(num_classes, in_channels)
+        self.csra_heads = nn.ModuleList(CSRAModule(num_classes, in_channels, temperature, lam)
+                                        for temperature in self.temperature_settings[num_heads])
+
+    def logits(self, x: Features) -> Tensor:
+        features = self.pre_logits(x)
+        if features.dim() != 4:
+            raise ValueError(f'CSRAClsHead takes feature maps (N, {self.in_channels}, H, W), but got '
+                             f'{tuple(features.shape)}; it stands behind a backbone without a neck')
+        return torch.stack([head(features) for head in self.csra_heads]).sum(dim=0)
+
+    def simple_test(self, x: Features, sigmoid: bool = False, post_process: bool = True) -> Scores:
+        """As in `MultiLabelClsHead`, but logits by default: mmcls's published CF1 and OF1 count those above 0.5."""
+        return super().simple_test(x, sigmoid, post_process)

@@ -24,6 +24,18 @@ def _by_distribution(name: str) -> Callable[..., Any]:
     return fill
 
 
+def truncated_normal(weight: torch.Tensor, mean: float = 0., std: float = 1., a: float = -2.,
+                     b: float = 2.) -> torch.Tensor:
+    """Normal within a..b, by inverting its distribution: mmcv's numbers from a seed; newer versions of torch differ.
+
+    One draw in 17 million is exactly -1, whose inverse is infinite. Here it becomes -6 std; in mmcv a weight of -2.
+    """
+    low, high = (math.erf((bound - mean) / std / math.sqrt(2)) for bound in (a, b))
+    with torch.no_grad():
+        weight.uniform_(low, high).erfinv_().mul_(std * math.sqrt(2)).add_(mean)
+        return weight.clamp_(max(a, mean - 6 * std), min(b, mean + 6 * std))
+
+
 _xavier, _kaiming = _by_distribution('xavier'), _by_distribution('kaiming')
 
 # type -> (what fills the weight, its defaults)
@@ -31,11 +43,16 @@ INITIALIZERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     'Constant': (nn.init.constant_, {}),
     'Xavier': (_xavier, {}),
     'Normal': (nn.init.normal_, {}),
-    'TruncNormal': (nn.init.trunc_normal_, {}),
+    'TruncNormal': (truncated_normal, {}),
     'Uniform': (nn.init.uniform_, {}),
     'Kaiming': (_kaiming, dict(mode='fan_out', nonlinearity='relu')),
     'Caffe2Xavier': (_kaiming, dict(a=1, mode='fan_in', nonlinearity='leaky_relu', distribution='uniform')),
 }
+# How the classic convolutional networks start.
+KAIMING: InitCfg = [
+    dict(type='Kaiming', layer=['Conv2d']),
+    dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+]
 
 
 class BaseModule(nn.Module):

@@ -1,16 +1,31 @@
-"""Convolutions and normalisations by the names that configs use, and stochastic depth.
+"""Convolutions, normalisations and activations by the names that configs use, and what many networks need of them.
 
-In: `conv_cfg=None`, `norm_cfg=dict(type='BN', requires_grad=True)`. Out: torch layers.
+In: `conv_cfg=None`, `norm_cfg=dict(type='BN', requires_grad=True)`, `act_cfg=dict(type='ReLU')`. Out: torch layers.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .init import KAIMING, initialize
 
 Cfg = dict[str, Any]
 BN: Cfg = dict(type='BN', requires_grad=True)
+RELU: Cfg = dict(type='ReLU')
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Normalises the channels of each position of (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)  # a view: channels_last
+
 
 CONV_LAYERS: dict[str, type[nn.Module]] = {
     'Conv': nn.Conv2d, 'Conv1d': nn.Conv1d, 'Conv2d': nn.Conv2d, 'Conv3d': nn.Conv3d,
@@ -19,8 +34,12 @@ CONV_LAYERS: dict[str, type[nn.Module]] = {
 NORM_LAYERS: dict[str, tuple[type[nn.Module], str]] = {
     'BN': (nn.BatchNorm2d, 'bn'), 'BN1d': (nn.BatchNorm1d, 'bn'), 'BN2d': (nn.BatchNorm2d, 'bn'),
     'BN3d': (nn.BatchNorm3d, 'bn'), 'SyncBN': (nn.SyncBatchNorm, 'bn'), 'GN': (nn.GroupNorm, 'gn'),
-    'LN': (nn.LayerNorm, 'ln'), 'IN': (nn.InstanceNorm2d, 'in'), 'IN1d': (nn.InstanceNorm1d, 'in'),
-    'IN2d': (nn.InstanceNorm2d, 'in'), 'IN3d': (nn.InstanceNorm3d, 'in'),
+    'LN': (nn.LayerNorm, 'ln'), 'LN2d': (LayerNorm2d, 'ln'), 'IN': (nn.InstanceNorm2d, 'in'),
+    'IN1d': (nn.InstanceNorm1d, 'in'), 'IN2d': (nn.InstanceNorm2d, 'in'), 'IN3d': (nn.InstanceNorm3d, 'in'),
+}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    'ReLU': nn.ReLU, 'ReLU6': nn.ReLU6, 'LeakyReLU': nn.LeakyReLU, 'PReLU': nn.PReLU, 'ELU': nn.ELU, 'SiLU': nn.SiLU,
+    'HSwish': nn.Hardswish, 'GELU': nn.GELU, 'Sigmoid': nn.Sigmoid, 'Tanh': nn.Tanh,
 }
 
 
@@ -42,6 +61,19 @@ def build_norm(norm_cfg: Cfg, channels: int) -> nn.Module:
         options['num_channels'] = channels
         return norm_class(**options).requires_grad_(trainable)
     return norm_class(channels, **options).requires_grad_(trainable)
+
+
+def build_activation(act_cfg: Cfg | None) -> nn.Module:
+    """The activation that `act_cfg` names; None is the identity. A ReLU overwrites its input, which saves memory."""
+    if act_cfg is None:
+        return nn.Identity()
+    options = dict(act_cfg)
+    kind = options.pop('type')
+    if kind not in ACTIVATIONS:
+        raise ValueError(f'act_cfg got type={kind!r}; known: {", ".join(ACTIVATIONS)}')
+    if kind in ('ReLU', 'ReLU6'):
+        options.setdefault('inplace', True)
+    return ACTIVATIONS[kind](**options)
 
 
 def norm_layer(kind: str) -> tuple[type[nn.Module], str]:
@@ -67,18 +99,26 @@ class NamedNorms(nn.Module):
 
 
 class ConvModule(NamedNorms):
-    """Convolution, normalisation, ReLU."""
+    """Convolution, normalisation (`norm_cfg=None`: none, and `bias` by default), activation (`act_cfg=None`: none)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
-                 padding: int = 0, conv_cfg: Cfg | None = None, norm_cfg: Cfg = BN) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0,
+                 dilation: int = 1, groups: int = 1, bias: bool | None = None, conv_cfg: Cfg | None = None,
+                 norm_cfg: Cfg | None = BN, act_cfg: Cfg | None = RELU) -> None:
         super().__init__()
-        self.conv = build_conv(conv_cfg, in_channels, out_channels, kernel_size, stride=stride,
-                               padding=padding, bias=False)
-        self.add_norm('', norm_cfg, out_channels)
-        self.activate = nn.ReLU(inplace=True)
+        self.with_norm = norm_cfg is not None
+        self.conv = build_conv(conv_cfg, in_channels, out_channels, kernel_size, stride=stride, padding=padding,
+                               dilation=dilation, groups=groups, bias=not self.with_norm if bias is None else bias)
+        if norm_cfg is not None:
+            self.add_norm('', norm_cfg, out_channels)
+        self.activate = build_activation(act_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activate(self.norm('')(self.conv(x)))
+        x = self.conv(x)
+        return self.activate(self.norm('')(x) if self.with_norm else x)
+
+    def init_weights(self) -> None:
+        """Kaiming's, as mmcv does for each that is a network's own child (`MobileNetV2.conv1`)."""
+        initialize(self, KAIMING)
 
 
 class DropPath(nn.Module):
@@ -98,3 +138,21 @@ class DropPath(nn.Module):
         per_sample = (len(x),) + (1,) * (x.dim() - 1)  # (N, 1, 1, 1)
         kept = torch.rand(per_sample, dtype=x.dtype, device=x.device) >= self.drop_prob
         return x / (1 - self.drop_prob) * kept
+
+
+def recompute(run: Callable[[Tensor], Tensor], x: Tensor, with_cp: bool) -> Tensor:
+    """`run(x)`; with `with_cp`, keep only `x` for the way back and run again there: less memory, more time."""
+    if with_cp and x.requires_grad:
+        return checkpoint(run, x, use_reentrant=False)
+    return run(x)
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Stochastic depth that grows from 0 in the first of `depth` blocks to `last` in the last one."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor` that is at least 90 % of `channels` (MobileNetV2's authors' rule)."""
+    nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return nearest + divisor if nearest < 0.9 * channels else nearest

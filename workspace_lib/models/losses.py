@@ -44,12 +44,23 @@ def cross_entropy(logits: Tensor, label: Tensor, class_weight: Tensor | None = N
 def binary_cross_entropy(logits: Tensor, label: Tensor, class_weight: Tensor | None = None,
                          pos_weight: Tensor | None = None) -> Tensor:
     """One yes-or-no question per class, (N, C); label in 0..1."""
-    if label.shape != logits.shape:
-        raise ValueError('use_sigmoid=True asks a question per class: label must have the logits\' shape, '
-                         f'{tuple(logits.shape)}, but has {tuple(label.shape)}')
+    _check_shapes(logits, label)
     label = label if label.is_floating_point() else label.to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, label, class_weight, pos_weight=pos_weight,
                                               reduction='none')
+
+
+def one_hot(label: Tensor, num_classes: int) -> Tensor:
+    """Class indices (N,) or (N, 1) -> (N, C); labels that hold a value per class stay as they are."""
+    if label.dim() == 1 or label.shape[1:] == (1,):
+        return F.one_hot(label.flatten().long(), num_classes)
+    return label
+
+
+def _check_shapes(logits: Tensor, label: Tensor) -> None:
+    if label.shape != logits.shape:
+        raise ValueError('this loss asks a question per class (use_sigmoid=True): label must have the logits\' shape, '
+                         f'{tuple(logits.shape)}, but has {tuple(label.shape)}')
 
 
 def _check_reduction(name: str, reduction: str) -> None:
@@ -122,8 +133,7 @@ class LabelSmoothLoss(nn.Module):
 
     def smooth_label(self, label: Tensor, num_classes: int) -> Tensor:
         """(N,), (N, 1) or (N, K) -> (N, K) float."""
-        if label.dim() == 1 or label.shape[1:] == (1,):
-            label = F.one_hot(label.flatten().long(), num_classes)
+        label = one_hot(label, num_classes)
         eps = self.label_smooth_val
         if self.mode == 'multi_label':
             return torch.where(label > 0, 1 - eps, eps)
@@ -140,3 +150,71 @@ class LabelSmoothLoss(nn.Module):
                              f'but there are {num_classes} logits (model.head.num_classes)')
         smooth = self.smooth_label(label, num_classes)
         return self.ce(cls_score, smooth, weight, avg_factor, reduction_override)
+
+
+class LossPerClass(nn.Module):
+    """What losses with a question of its own for each class share. Labels: (N, C) in 0..1, or class indices (N,)."""
+
+    def __init__(self, reduction: str, loss_weight: float) -> None:
+        super().__init__()
+        _check_reduction(type(self).__name__, reduction)
+        self.reduction, self.loss_weight = reduction, loss_weight
+
+    def each(self, cls_score: Tensor, label: Tensor) -> Tensor:
+        """(N, C), from logits and float labels (N, C)."""
+        raise NotImplementedError
+
+    def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None,
+                avg_factor: float | None = None, reduction_override: str | None = None) -> Tensor:
+        """Arguments as in `CrossEntropyLoss`."""
+        label = one_hot(label, cls_score.shape[1]).type_as(cls_score)
+        _check_shapes(cls_score, label)
+        weight = weight if weight is None else weight.reshape(-1, 1)
+        return self.loss_weight * reduce_loss(self.each(cls_score, label), weight,
+                                              reduction_override or self.reduction, avg_factor)
+
+
+@LOSSES.register_module()
+class FocalLoss(LossPerClass):
+    """Sigmoid cross entropy that counts less what is already right (Lin et al. 2017, arXiv:1708.02002).
+
+    Args:
+        gamma: how much less, (1 - p) ** gamma. alpha: weight of the positives; the negatives have 1 - alpha.
+        reduction, loss_weight: as in `CrossEntropyLoss`.
+    """
+
+    def __init__(self, gamma: float = 2.0, alpha: float = 0.25, reduction: str = 'mean',
+                 loss_weight: float = 1.0) -> None:
+        super().__init__(reduction, loss_weight)
+        self.gamma, self.alpha = gamma, alpha
+
+    def each(self, cls_score: Tensor, label: Tensor) -> Tensor:
+        probability = cls_score.sigmoid()
+        wrong = (1 - probability) * label + probability * (1 - label)
+        factor = (self.alpha * label + (1 - self.alpha) * (1 - label)) * wrong.pow(self.gamma)
+        return binary_cross_entropy(cls_score, label) * factor
+
+
+@LOSSES.register_module()
+class AsymmetricLoss(LossPerClass):
+    """Focal loss with a gamma of their own for positives and negatives (Ridnik et al. 2021, arXiv:2009.14119).
+
+    Args:
+        gamma_pos, gamma_neg: see `FocalLoss`. clip: negatives less probable than this do not count; None: all do.
+        use_sigmoid: a probability of its own for each class; False: a softmax over them.
+        eps: the least probability that the logarithm is taken of.
+        reduction, loss_weight: as in `CrossEntropyLoss`.
+    """
+
+    def __init__(self, gamma_pos: float = 0.0, gamma_neg: float = 4.0, clip: float | None = 0.05,
+                 reduction: str = 'mean', loss_weight: float = 1.0, use_sigmoid: bool = True,
+                 eps: float = 1e-8) -> None:
+        super().__init__(reduction, loss_weight)
+        self.gamma_pos, self.gamma_neg, self.clip = gamma_pos, gamma_neg, clip or 0.
+        self.use_sigmoid, self.eps = use_sigmoid, eps
+
+    def each(self, cls_score: Tensor, label: Tensor) -> Tensor:
+        probability = cls_score.sigmoid() if self.use_sigmoid else cls_score.softmax(dim=-1)
+        right = (1 - probability + self.clip).clamp(max=1) * (1 - label) + probability * label
+        factor = (1 - right).pow(self.gamma_pos * label + self.gamma_neg * (1 - label))
+        return -right.clamp(min=self.eps).log() * factor

@@ -1,12 +1,15 @@
 """Between backbone and head: from feature maps to one vector per image."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .builder import NECKS
 
+Features = Tensor | tuple[Tensor, ...]
 _POOLS: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 
 
@@ -24,10 +27,37 @@ class GlobalAveragePooling(nn.Module):
             raise ValueError(f'GlobalAveragePooling got dim={dim}; known: 1, 2, 3')
         self.gap = _POOLS[dim](1)
 
-    def forward(self, inputs: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        if isinstance(inputs, tuple):
-            return tuple(self.gap(x).flatten(1) for x in inputs)
-        if isinstance(inputs, Tensor):
-            return self.gap(inputs).flatten(1)
-        raise TypeError('GlobalAveragePooling takes a tensor or a tuple of tensors, '
-                        f'but got {type(inputs).__name__}')
+    def forward(self, inputs: Features) -> Features:
+        return _for_each(self, lambda x: self.gap(x).flatten(1), inputs)
+
+
+@NECKS.register_module()
+class GeneralizedMeanPooling(nn.Module):
+    """mean(x ** p) ** (1 / p) over all positions, with p learned: (N, C, H, W) -> (N, C) (arXiv:1711.02512).
+
+    Args:
+        p: at the start; 1 is the mean, and the larger, the nearer to the maximum.
+        eps: the least value that features are raised to, unless `clamp=False`.
+    """
+
+    def __init__(self, p: float = 3., eps: float = 1e-6, clamp: bool = True) -> None:
+        super().__init__()
+        if p < 1:
+            raise ValueError(f'GeneralizedMeanPooling got p={p}; it is 1 or more')
+        self.p = nn.Parameter(torch.ones(1) * p)
+        self.eps, self.clamp = eps, clamp
+
+    def forward(self, inputs: Features) -> Features:
+        return _for_each(self, self._pool, inputs)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        x = x.clamp(min=self.eps) if self.clamp else x
+        return x.pow(self.p).mean((-2, -1)).pow(1 / self.p)
+
+
+def _for_each(neck: nn.Module, pool: Callable[[Tensor], Tensor], inputs: Features) -> Features:
+    if isinstance(inputs, tuple):
+        return tuple(pool(x) for x in inputs)
+    if isinstance(inputs, Tensor):
+        return pool(inputs)
+    raise TypeError(f'{type(neck).__name__} takes a tensor or a tuple of tensors, but got {type(inputs).__name__}')

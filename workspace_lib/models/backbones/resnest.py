@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..builder import BACKBONES
 from ..layers import BN, Cfg, NamedNorms, build_conv
-from .resnet import Bottleneck, ResNetV1d
+from .resnet import ResNetV1d
+from .resnet_blocks import Bottleneck
 
 
 class SplitAttentionConv2d(NamedNorms):
