@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .builder import CLASSIFIERS, build_backbone, build_head, build_neck
-from .init import BaseModule, InitCfg
+from .init import BaseModule, InitCfg, Sequential
 
 STAGES = ('backbone', 'neck', 'pre_logits')
 
@@ -22,20 +22,20 @@ class ImageClassifier(BaseModule):
     """A network that says what is on an image.
 
     Args:
-        backbone, neck, head: configs of the parts.
+        backbone, neck, head: configs of the parts; of the neck perhaps several, which follow each other.
         pretrained: checkpoint to start from; short for init_cfg=dict(type='Pretrained', checkpoint=...).
         train_cfg: `augments`: mixing of images, which the data loader does.
     """
 
     CLASSES: Sequence[str] | None = None
 
-    def __init__(self, backbone: dict[str, Any], neck: dict[str, Any] | None = None,
+    def __init__(self, backbone: dict[str, Any], neck: dict[str, Any] | list[dict[str, Any]] | None = None,
                  head: dict[str, Any] | None = None, pretrained: str | None = None,
                  train_cfg: dict[str, Any] | None = None, init_cfg: InitCfg = None) -> None:
         super().__init__(dict(type='Pretrained', checkpoint=pretrained) if pretrained else init_cfg)
         self.backbone = build_backbone(backbone)
         if neck is not None:
-            self.neck = build_neck(neck)
+            self.neck = Sequential(*map(build_neck, neck)) if isinstance(neck, (list, tuple)) else build_neck(neck)
         if head is not None:
             self.head: Any = build_head(head)
         self.train_cfg = train_cfg or {}

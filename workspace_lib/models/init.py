@@ -88,6 +88,14 @@ class BaseModule(nn.Module):
         return isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'
 
 
+class Sequential(BaseModule, nn.Sequential):
+    """`nn.Sequential` whose members' `init_weights` are called."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__()
+        self.extend(modules)
+
+
 def initialize(module: nn.Module, init_cfg: InitCfg) -> None:
     """Apply one rule or several, in order.
 

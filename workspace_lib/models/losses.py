@@ -52,7 +52,7 @@ def binary_cross_entropy(logits: Tensor, label: Tensor, class_weight: Tensor | N
 
 def one_hot(label: Tensor, num_classes: int) -> Tensor:
     """Class indices (N,) or (N, 1) -> (N, C); labels that hold a value per class stay as they are."""
-    if label.dim() == 1 or label.shape[1:] == (1,):
+    if label.dim() == 1 or label.shape[1] == 1 < num_classes:
         return F.one_hot(label.flatten().long(), num_classes)
     return label
 
@@ -122,8 +122,8 @@ class LabelSmoothLoss(nn.Module):
     def __init__(self, label_smooth_val: float, num_classes: int | None = None, mode: str = 'original',
                  reduction: str = 'mean', loss_weight: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= label_smooth_val < 1:
-            raise ValueError(f'LabelSmoothLoss got label_smooth_val={label_smooth_val}; it lies in [0, 1)')
+        if not isinstance(label_smooth_val, (int, float)) or not 0 <= label_smooth_val < 1:
+            raise ValueError(f'LabelSmoothLoss got label_smooth_val={label_smooth_val!r}; it lies in [0, 1)')
         if mode not in ('original', 'classy_vision', 'multi_label'):
             raise ValueError(f'LabelSmoothLoss got mode={mode!r}; '
                              'known: original, classy_vision, multi_label')

@@ -86,6 +86,8 @@ class Bottleneck(ResidualBlock):
         super().__init__()
         if style not in ('pytorch', 'caffe'):
             raise ValueError(f"Bottleneck got style={style!r}; it is 'pytorch' or 'caffe'")
+        if out_channels % expansion:
+            raise ValueError(f'Bottleneck got out_channels={out_channels}, which expansion={expansion} does not divide')
         self.with_cp = with_cp
         channels = out_channels // expansion
         if groups > 1:
