@@ -14,7 +14,7 @@ from workspace_lib.config import Config
 from workspace_lib.models import BACKBONES, ResNet, build_backbone, build_classifier
 
 BASE_MODELS = Path(workspace_lib.__file__).parent / 'configs' / '_base_' / 'models'
-CONFIGS = sorted(path.stem for path in BASE_MODELS.glob('*.py'))
+CONFIGS = sorted(str(path.relative_to(BASE_MODELS).with_suffix('')) for path in BASE_MODELS.rglob('*.py'))
 
 
 def model_config(name: str) -> dict:

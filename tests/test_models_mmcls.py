@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -35,16 +37,25 @@ def recipe(path: Path) -> Any:
         return Config.fromfile(path).model
 
 
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Only names and shapes are made, on the meta device; but mmcls reads numbers from a linspace."""
+    with torch.device('meta'), patch.object(torch, 'linspace', partial(torch.linspace, device='cpu')):
+        yield
+
+
 def pair(cfg: dict) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Ours and theirs, with the same random weights and running statistics."""
     torch.manual_seed(0)
-    ours, other = build_classifier(cfg), theirs.build_classifier(cfg)
+    ours = build_classifier(cfg)
+    with without_values():
+        other = theirs.build_classifier(cfg)
     for name, tensor in ours.state_dict().items():
         if name.endswith('running_var'):
             tensor.uniform_(0.5, 1.5)
         elif name.endswith(('running_mean', 'pos_embed', 'cls_token', 'gamma')):  # which start as 0, or nearly
             tensor.normal_(std=0.1)
-    other.load_state_dict(ours.state_dict(), strict=True)
+    other.load_state_dict({name: tensor.clone() for name, tensor in ours.state_dict().items()}, assign=True)
     return ours, other
 
 
@@ -58,8 +69,7 @@ def with_backbone(name: str, head: dict | None = None, **changes: Any) -> dict:
 @cache
 def names_and_shapes(build: Any, model: str) -> tuple[list, list]:
     """Of the state dict, and of the parameters, whose order numbers the optimizer's states in a checkpoint."""
-    # On the meta device nothing is computed, but mmcls reads numbers from a linspace.
-    with torch.device('meta'), patch.object(torch, 'linspace', partial(torch.linspace, device='cpu')):
+    with without_values():
         network = build(Config.fromstring(model, '.py').model)
     return ([(k, tuple(v.shape)) for k, v in network.state_dict().items()],
             [(k, v.requires_grad) for k, v in network.named_parameters()])

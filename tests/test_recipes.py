@@ -17,7 +17,9 @@ RECIPES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py'
 
 
 def test_there_are_recipes_of_every_family():
-    assert {'lenet', 'resnet', 'resnest', 'efficientnet'} <= {recipe.split('/')[0] for recipe in RECIPES}
+    families = {'lenet', 'resnet', 'resnest', 'resnext', 'seresnet', 'vgg', 'mobilenet_v2', 'convnext',
+                'vision_transformer', 'efficientnet'}
+    assert families <= {recipe.split('/')[0] for recipe in RECIPES}
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
@@ -53,6 +55,17 @@ def test_no_shipped_recipe_of_mmclassification_is_taken_for_a_misspelling():
             continue
         loaded += 1
     assert loaded == 280
+
+
+@pytest.mark.filterwarnings("ignore:.*will be deprecated:DeprecationWarning")
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_recipe_of_the_same_name_has_the_same_model_and_schedule(recipe):
+    theirs = {path.parent.name + '/' + path.name: path for path in recipes_of_mmcls()}
+    if recipe not in theirs:
+        pytest.skip('mmcls is not installed, or has no recipe of this name')
+    ours, other = load_config(recipe), load_config(theirs[recipe])
+    for key in ('model', 'optimizer', 'optimizer_config', 'lr_config', 'runner'):
+        assert ours[key] == other[key], key
 
 
 @pytest.mark.parametrize('key, meant', [('optimzer', 'optimizer'), ('lr_confg', 'lr_config'),
