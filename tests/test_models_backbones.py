@@ -1,7 +1,9 @@
 """Backbones in stages and the Vision Transformer: shapes, frozen stages, recomputing, first weights."""
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from typing import Any
 
 import pytest
@@ -66,6 +68,7 @@ SHAPES: list[tuple[dict, list[tuple[int, ...]]]] = [
      [(16, ), (32, ), (64, ), (128, ), (256, )]),
     (dict(type='ConvNeXt', arch='small', out_indices=ALL, gap_before_final_norm=False),
      [(96, 56), (192, 28), (384, 14), (768, 7)]),
+    (dict(type='ConvNeXt', arch='tiny', out_indices=(0, -1)), [(96, ), (768, )]),
     (dict(type='ConvNeXt', arch='tiny', with_cp=True), [(768, )]),
     (TINY_VIT, [(192, 14), (192, )]),
     (dict(TINY_VIT, out_indices=[-3, -2, -1]), [(192, 14), (192, )] * 3),
@@ -252,6 +255,16 @@ def test_position_embeddings_are_resized_on_loading(caplog: pytest.LogCaptureFix
     assert torch.equal(saved['pos_embed'], before)  # the caller's stays as it is
 
 
+def test_a_copied_or_pickled_transformer_resizes_too() -> None:
+    network = build_backbone(dict(TINY_VIT, img_size=64))
+    saved = network.state_dict()
+    saved['pos_embed'].normal_()
+    for other in (copy.deepcopy(build_backbone(dict(TINY_VIT, img_size=96))),
+                  pickle.loads(pickle.dumps(build_backbone(dict(TINY_VIT, img_size=96))))):
+        other.load_state_dict(saved)
+        assert other.pos_embed.shape[1] == 1 + 6 * 6 and other.pos_embed.abs().sum() > 0
+
+
 def test_position_embeddings_that_are_no_square_are_an_error() -> None:
     saved = build_backbone(dict(TINY_VIT, img_size=(32, 64))).state_dict()
     with pytest.raises(RuntimeError, match=r'size mismatch for pos_embed: .*\[1, 9, 192\].*\[1, 17, 192\]'):
@@ -334,8 +347,8 @@ def test_strides_and_widths_within_blocks() -> None:
     (dict(type='SEResNeXt', depth=18), 'SEResNeXt got depth=18; known depths: 50, 101, 152'),
     (dict(type='ResNet', depth=50, expansion=3, base_channels=64, style='x'), "style='x'"),
     (dict(type='ConvNeXt', arch='unknown'), "ConvNeXt got arch='unknown'; known: tiny, small, base, large, xlarge"),
-    (dict(type='ConvNeXt', arch=dict(channels=[2, 3, 4, 5])), "it takes 'depths' and 'channels'"),
-    (dict(type='ConvNeXt', arch=dict(depths=[2, 3, 4], channels=[2, 3, 4, 5])), 'one of each per stage'),
+    (dict(type='ConvNeXt', arch=dict(channels=[2, 3, 4, 5])), 'it lacks depths'),
+    (dict(type='ConvNeXt', arch=dict(depths=[2, 3, 4], channels=[2, 3, 4, 5])), 'one depth and one width per stage'),
     (dict(type='ConvNeXt', frozen_stages=5), 'ConvNeXt got frozen_stages=5, but has only 4'),
     (dict(TINY_VIT, arch='unknown'), "VisionTransformer got arch='unknown'; known: s, small, b, base"),
     (dict(TINY_VIT, arch=dict(num_layers=24, num_heads=16, feedforward_channels=4096)), 'it lacks embed_dims'),

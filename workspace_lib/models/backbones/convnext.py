@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..builder import BACKBONES
 from ..init import InitCfg
 from ..layers import Cfg, DropPath, LayerNorm2d, build_activation, build_norm, drop_path_rates, recompute
-from .staged import StagedBackbone, chosen_stages
+from .staged import StagedBackbone, chosen_arch, chosen_stages
 
 LN2D: Cfg = dict(type='LN2d', eps=1e-6)
 GELU: Cfg = dict(type='GELU')
@@ -88,7 +88,10 @@ class ConvNeXt(StagedBackbone):
                  layer_scale_init_value: float = 1e-6, out_indices: int | Sequence[int] = -1, frozen_stages: int = 0,
                  gap_before_final_norm: bool = True, with_cp: bool = False, init_cfg: InitCfg = None) -> None:
         super().__init__(init_cfg)
-        self.depths, self.channels = _arch(arch, self.arch_settings)
+        sizes = chosen_arch(self, arch, self.arch_settings)
+        self.depths, self.channels = sizes['depths'], sizes['channels']
+        if len(self.depths) != len(self.channels):
+            raise ValueError(f'ConvNeXt got arch={arch}; it takes one depth and one width per stage')
         self.out_indices = chosen_stages(self, out_indices, len(self.depths))
         self.gap_before_final_norm = gap_before_final_norm
         rates = iter(drop_path_rates(drop_path_rate, sum(self.depths)))
@@ -112,13 +115,3 @@ class ConvNeXt(StagedBackbone):
     def output(self, stage: int, x: Tensor) -> Tensor:
         norm = getattr(self, f'norm{stage}')
         return norm(x.mean((-2, -1), keepdim=True)).flatten(1) if self.gap_before_final_norm else norm(x)
-
-
-def _arch(arch: str | dict[str, Any], known: dict[str, dict[str, list[int]]]) -> tuple[list[int], list[int]]:
-    if isinstance(arch, str):
-        if arch not in known:
-            raise ValueError(f'ConvNeXt got arch={arch!r}; known: {", ".join(known)}, or dict(depths=, channels=)')
-        arch = known[arch]
-    if not {'depths', 'channels'} <= set(arch) or len(arch['depths']) != len(arch['channels']):
-        raise ValueError(f"ConvNeXt got arch={arch}; it takes 'depths' and 'channels', one of each per stage")
-    return list(arch['depths']), list(arch['channels'])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -69,3 +70,15 @@ def chosen_stages(backbone: nn.Module, out_indices: int | Sequence[int], num_sta
         return tuple(i % num_stages for i in listed)
     shown = tuple(listed) if isinstance(listed, Sequence) else listed
     raise ValueError(f'{type(backbone).__name__} got out_indices={shown}; its stages are 0 to {num_stages - 1}')
+
+
+def chosen_arch(backbone: nn.Module, arch: str | dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One of the `known` by its name, or a dict with the same keys as they."""
+    name, keys = type(backbone).__name__, list(next(iter(known.values())))
+    if isinstance(arch, str):
+        if arch.lower() not in known:
+            raise ValueError(f'{name} got arch={arch!r}; known: {", ".join(known)}, or a dict of {", ".join(keys)}')
+        return known[arch.lower()]
+    if lacking := [key for key in keys if key not in arch]:
+        raise ValueError(f'{name} got arch={arch}; it lacks {", ".join(lacking)}')
+    return arch

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..builder import BACKBONES
 from ..init import BaseModule, InitCfg, truncated_normal
 from ..layers import Cfg, DropPath, NamedNorms, build_activation, build_conv, build_norm, drop_path_rates
-from .staged import chosen_stages
+from .staged import chosen_arch, chosen_stages
 
 GELU: Cfg = dict(type='GELU')
 LN: Cfg = dict(type='LN')
@@ -173,7 +173,7 @@ class VisionTransformer(BaseModule, NamedNorms):
         if output_cls_token and not with_cls_token:
             raise ValueError('VisionTransformer got output_cls_token=True but with_cls_token=False: '
                              'there is no class token to return')
-        sizes = _arch(arch, self.arch_zoo)
+        sizes = chosen_arch(self, arch, self.arch_zoo)
         self.embed_dims, self.num_layers = sizes['embed_dims'], sizes['num_layers']
         self.with_cls_token, self.output_cls_token = with_cls_token, output_cls_token
         self.interpolate_mode, self.final_norm = interpolate_mode, final_norm
@@ -223,17 +223,6 @@ class VisionTransformer(BaseModule, NamedNorms):
                 patches = patches.unflatten(1, resolution).permute(0, 3, 1, 2)  # (N, C, h, w)
                 outs.append([patches, x[:, 0]] if self.output_cls_token else patches)
         return tuple(outs)
-
-
-def _arch(arch: str | dict[str, int], known: dict[str, dict[str, int]]) -> dict[str, int]:
-    if isinstance(arch, str):
-        if arch.lower() not in known:
-            raise ValueError(f'VisionTransformer got arch={arch!r}; known: {", ".join(known)}, or a dict')
-        return known[arch.lower()]
-    needed = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}
-    if needed - set(arch):
-        raise ValueError(f'VisionTransformer got arch={arch}; it lacks {", ".join(sorted(needed - set(arch)))}')
-    return arch
 
 
 def resize_pos_embed(pos_embed: Tensor, src_shape: Sequence[int], dst_shape: Sequence[int], mode: str = 'bicubic',
