@@ -21,6 +21,7 @@ from workspace_lib.models.init import truncated_normal
 from workspace_lib.models.layers import BN, ConvModule, LayerNorm2d, drop_path_rates, make_divisible
 
 ALL = (0, 1, 2, 3)
+BLOCK = torch.randn(1, 64, 8, 8)
 RESNET50 = [(256, 56), (512, 28), (1024, 14), (2048, 7)]
 VGG_MAPS = [(64, 112), (128, 56), (256, 28), (512, 14), (512, 7)]
 MOBILENET = [(16, 112), (24, 56), (32, 28), (64, 14), (96, 14), (160, 7), (320, 7), (1280, 7)]
@@ -286,6 +287,13 @@ def test_squeeze_and_excitation_scales_channels() -> None:
     assert ((factors > 0) & (factors < 1)).all()
 
 
+def test_squeeze_and_excitation_ends_the_residual_branch() -> None:
+    block, x = SEBottleneck(64, 64).eval(), BLOCK
+    expected = (block.se_layer(Bottleneck.residual(block, x)) + x).relu()
+    torch.testing.assert_close(block(x), expected)
+    assert not torch.allclose(block(x), (Bottleneck.residual(block, x) + x).relu())
+
+
 def test_stochastic_depth_holds_for_squeeze_and_excitation_too() -> None:
     torch.manual_seed(0)
     network = build_backbone(dict(type='SEResNet', depth=50, drop_path_rate=0.5, norm_eval=True)).train()
@@ -297,9 +305,6 @@ def test_stochastic_depth_holds_for_squeeze_and_excitation_too() -> None:
                                                          (24 * 1.4, 8, 32), (12, 8, 16), (19, 8, 24)])
 def test_channels_are_rounded_and_lose_a_tenth_at_most(channels: float, divisor: int, expected: int) -> None:
     assert make_divisible(channels, divisor) == expected
-
-
-BLOCK = torch.randn(1, 64, 8, 8)
 
 
 @pytest.mark.parametrize('block, channels, side', [
