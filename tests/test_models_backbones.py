@@ -133,6 +133,7 @@ FROZEN = [
     (dict(type='VGG', depth=11, norm_cfg=BN, frozen_stages=2), ('features.0', 'features.2')),
     (dict(type='MobileNetV2', frozen_stages=0), ('conv1', )),
     (dict(type='MobileNetV2', frozen_stages=2), ('conv1', 'layer1', 'layer2')),
+    (dict(type='MobileNetV2', frozen_stages=8), ('conv1', 'conv2', *(f'layer{i}' for i in range(1, 8)))),
     (dict(type='ConvNeXt', norm_cfg=BN, frozen_stages=2),
      ('downsample_layers.0', 'stages.0', 'downsample_layers.1', 'stages.1')),
 ]

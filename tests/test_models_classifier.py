@@ -67,6 +67,27 @@ def test_extract_feat_stops_where_told(stage: str, shape: tuple) -> None:
     assert (features if stage == 'pre_logits' else features[0]).shape == shape
 
 
+def test_features_of_a_transformer_are_tokens() -> None:
+    model = build_classifier(dict(
+        type='ImageClassifier',
+        backbone=dict(type='VisionTransformer', arch='deit-tiny', img_size=32, out_indices=[-2, -1]),
+        head=dict(type='VisionTransformerClsHead', num_classes=10, in_channels=192, hidden_dim=30)))
+    images = torch.randn(2, 3, 32, 32)
+    for stage in ('backbone', 'neck'):
+        features = model.extract_feat(images, stage)
+        assert [[tuple(token.shape) for token in tokens] for tokens in features] == [[(2, 192, 2, 2), (2, 192)]] * 2
+    assert model.extract_feat(images, 'pre_logits').shape == (2, 30)
+    assert len(model.eval()(images, return_loss=False)) == 2
+
+
+def test_extract_feats_takes_one_batch_after_another() -> None:
+    model = resnet18().eval()
+    batches = [torch.randn(n, 3, 32, 32) for n in (1, 2)]
+    for features, images in zip(model.extract_feats(batches, 'pre_logits'), batches, strict=True):
+        assert torch.equal(features, model.extract_feat(images, 'pre_logits'))
+        assert torch.equal(features, model.forward_dummy(images))
+
+
 def test_extract_feat_refuses_another_stage() -> None:
     with pytest.raises(ValueError, match="stage='head'; known: backbone, neck, pre_logits"):
         lenet().extract_feat(DIGITS['img'], 'head')

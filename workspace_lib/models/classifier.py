@@ -4,7 +4,7 @@ In: a batch `dict(img=float (N, C, H, W), gt_label=int64 (N,))`. Out: losses in 
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,8 @@ class ImageClassifier(BaseModule):
 
         Args:
             img: normalised images (N, C, H, W), float.
-            stage: 'backbone', a tuple of feature maps (N, C', H', W'); 'neck', a tuple of vectors (N, C');
-                'pre_logits', the one tensor that the last layer gets.
+            stage: 'backbone', a tuple of feature maps (N, C', H', W'), or what a transformer has instead; 'neck', a
+                tuple of vectors (N, C'); 'pre_logits', the one tensor that the last layer gets.
         """
         if stage not in STAGES:
             raise ValueError(f'extract_feat got stage={stage!r}; known: {", ".join(STAGES)}')
@@ -67,6 +67,14 @@ class ImageClassifier(BaseModule):
         if stage == 'pre_logits' and self.with_head:
             x = self.head.pre_logits(x)
         return x
+
+    def extract_feats(self, imgs: Sequence[Tensor], stage: str = 'neck') -> Iterator[Any]:
+        """`extract_feat` of one batch after another."""
+        return (self.extract_feat(img, stage) for img in imgs)
+
+    def forward_dummy(self, img: Tensor) -> Any:
+        """Features for the last layer, for tools that count operations."""
+        return self.extract_feat(img, 'pre_logits')
 
     def forward(self, img: Tensor | list[Tensor], return_loss: bool = True, **kwargs: Any) -> Any:
         """`forward_train` or `simple_test`; both take a whole batch: `model(return_loss=False, **batch)`."""

@@ -83,8 +83,9 @@ class ClsHead(BaseModule):
         self.num_classes_key = 'model.head.num_classes'
 
     def post_process(self, scores: Tensor, as_list: bool = True) -> Scores:
-        if not as_list or torch.jit.is_tracing() or torch.compiler.is_exporting():
-            return scores  # an exported graph holds tensors only
+        exporting = torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+        if exporting or not as_list:  # an exported graph holds tensors only
+            return scores
         scores = scores.float() if scores.dtype == torch.bfloat16 else scores  # which numpy does not know
         return list(scores.detach().cpu().numpy())
 
