@@ -36,6 +36,7 @@ from ..log_hooks import get_root_logger
 from ..models import build_classifier
 from ..recipes import load_config
 from ..runner import EpochBasedRunner
+from .arguments import checked_output
 from .versions import collect_versions
 
 logger = logging.getLogger(__name__)
@@ -127,15 +128,16 @@ def _start_folder(cfg: Config, name: str, stamp: str) -> None:
 
 def test(config: str | Config, checkpoint: str, metrics: list[str] | None = None, metric_options: dict | None = None,
          out: str | None = None, out_items: list[str] | None = None, show: bool = False, show_dir: str | None = None,
-         device: str = 'auto', options: dict | None = None) -> dict[str, Any]:
+         device: str = 'auto', options: dict | None = None, show_options: dict | None = None) -> dict[str, Any]:
     """Evaluate a checkpoint on the config's test set.
 
     Args:
-        metrics: accuracy, precision, recall, f1_score, support.
+        metrics: accuracy, precision, recall, f1_score, support; of a data set with several labels an image mAP, CP, CR,
+            CF1, OP, OR, OF1.
         metric_options: such as ``dict(topk=(1, 5), average_mode='none')``.
         out: .json, .yaml or .pkl; holds the metrics unrounded and the `out_items`.
         out_items: of class_scores, pred_score, pred_label, pred_class; default all, ``['none']`` for none.
-        show_dir: folder for the images with their predictions.
+        show_dir: folder for the images with their predictions; `show_options` go to the model's ``show_result``.
 
     Returns:
         The metrics, in percent except ``support``.
@@ -152,7 +154,7 @@ def test(config: str | Config, checkpoint: str, metrics: list[str] | None = None
     if metrics:
         try_metrics(dataset, metrics, metric_options)
     precision = Precision(chosen, cfg.get('fp16'), bool(cfg.get('bf16')))
-    results = single_gpu_test(model, loader, show, show_dir, precision)
+    results = single_gpu_test(model, loader, show, show_dir, precision, **(show_options or {}))
     values = dict(dataset.evaluate(results, metrics, metric_options, logger=logger)) if metrics else {}
     if write:
         write({**values, **_predictions(results, model.CLASSES, out_items or ['all'])})
@@ -171,11 +173,7 @@ def _predictions(results: list[np.ndarray], classes: Any, items: list[str]) -> d
 
 def _writer(out: str) -> Any:
     """The function that writes `out`, found before an hour of testing rather than after it."""
-    path = Path(out)
-    if path.suffix not in ('.json', '.yaml', '.yml', '.pkl', '.pickle'):
-        raise ValueError(f'--out {out}: the name ends in .json, .yaml or .pkl')
-    if not path.resolve().parent.is_dir():
-        raise FileNotFoundError(f'--out {out}: the folder {path.resolve().parent} does not exist')
+    path = checked_output(out, ('.json', '.yaml', '.yml', '.pkl', '.pickle'), '--out')
     if path.suffix == '.json':
         return lambda result: write_whole(path, json.dumps(_plain(result)))
     if path.suffix in ('.pkl', '.pickle'):

@@ -1,0 +1,93 @@
+"""``workspace train|test|infer|config``: what they take and what they print. The work is in ``commands``.
+
+Nothing here loads torch before a command runs; ``config`` does without it.
+"""
+from __future__ import annotations
+
+import argparse
+
+from ..config import DictAction
+from .arguments import add_checkpoint, add_config, add_device, add_metrics
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument('--work-dir', help='folder of the run; default work_dirs/<config name>')
+    parser.add_argument('--resume-from', help='checkpoint of this run to go on from')
+    parser.add_argument('--load-from', help='checkpoint whose weights to start from')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate between epochs')
+    parser.add_argument('--seed', type=int, help='default: a fresh one, named in the log')
+    parser.add_argument('--deterministic', action='store_true', help='reproducible CUDA kernels (slower)')
+    add_device(parser, default=None)
+    parser.set_defaults(run=_train)
+
+
+def add_test(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    add_checkpoint(parser)
+    add_metrics(parser)
+    parser.add_argument('--out', help='result file: .json, .yaml or .pkl')
+    parser.add_argument('--out-items', nargs='+', default=['all'], metavar='ITEM',
+                        choices=['all', 'none', 'class_scores', 'pred_score', 'pred_label', 'pred_class'],
+                        help='what besides metrics goes into --out: class_scores pred_score pred_label pred_class, '
+                             'all (default), none')
+    parser.add_argument('--show', action='store_true', help='open each image with its prediction')
+    parser.add_argument('--show-dir', help='folder for the images with their predictions')
+    parser.add_argument('--show-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='how they are drawn: font_scale=1 text_color=yellow row_width=30')
+    add_device(parser)
+    parser.set_defaults(run=_test)
+
+
+def add_infer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('image')
+    add_config(parser)
+    add_checkpoint(parser)
+    parser.add_argument('--out-file', help='write the image with its prediction here')
+    parser.add_argument('--topk', type=int, default=5, help='how many classes to print (default 5)')
+    add_device(parser)
+    parser.set_defaults(run=_infer)
+
+
+def add_config_command(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument('--origin', action='store_true', help='beside each value the file and line that set it')
+    parser.set_defaults(run=_config, logs=False)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from . import commands
+    commands.train(args.config, args.work_dir, args.resume_from, args.load_from, not args.no_validate, args.seed,
+                   args.deterministic, args.device, args.cfg_options)
+
+
+def _test(args: argparse.Namespace) -> None:
+    from . import commands
+    values = commands.test(args.config, args.checkpoint, args.metrics, args.metric_options, args.out, args.out_items,
+                           args.show, args.show_dir, args.device, args.cfg_options, args.show_options)
+    print_metrics(values)
+
+
+def print_metrics(values: dict[str, object]) -> None:
+    """One `name : value` a line, as mmclassification prints them: two decimals, arrays as lists."""
+    for name, value in values.items():
+        print(f'{name} : {_rounded(value)}')
+
+
+def _rounded(value: object) -> object:
+    rounded = value.round(2) if hasattr(value, 'round') else round(value, 2) if isinstance(value, float) else value
+    return rounded.tolist() if hasattr(rounded, 'tolist') else rounded
+
+
+def _infer(args: argparse.Namespace) -> None:
+    from . import commands
+    for name, score in commands.infer(args.image, args.config, args.checkpoint, args.device, args.topk,
+                                      args.out_file, args.cfg_options):
+        print(f'{score:8.4f}  {name}')
+
+
+def _config(args: argparse.Namespace) -> None:
+    from ..recipes import load_config
+    from .annotate import annotate
+    cfg = load_config(args.config, args.cfg_options)
+    print(annotate(cfg) if args.origin else cfg.pretty_text)
