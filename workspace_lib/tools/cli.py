@@ -112,7 +112,8 @@ def _function(place: str) -> Callable[[argparse.ArgumentParser], None]:
 
 
 def _overview() -> str:
-    rows = {names: names.replace(' ', ' (') + ')' * (' ' in names) for group in COMMANDS.values() for names, *_ in group}
+    rows = {names: names.replace(' ', ' (') + ')' * (' ' in names)
+            for group in COMMANDS.values() for names, *_ in group}
     width = max(map(len, rows.values()))
     lines = ['Train, test and take apart image classifiers.']
     for title, group in COMMANDS.items():

@@ -20,9 +20,11 @@ from .arguments import add_config
 from .scorer import Scorer
 from .table import Table
 
-COUNTED = '''MACs: multiply-adds of convolutions, matrix products (linear layers) and attention, of one image, head included.
-What papers and mmclassification call FLOPs are these MACs (mmclassification adds normalisation, activation and pooling, one
-operation an element, and leaves the last layer out). FLOPs here: 2 x MACs, one multiplication and one addition each.'''
+COUNTED = '''\
+MACs: multiply-adds of convolutions, matrix products (linear layers) and attention, of one image, head included.
+FLOPs: 2 x MACs, a multiplication and an addition each. What papers and mmclassification call FLOPs are the MACs
+(mmclassification adds an operation an element for normalisation, activation and pooling, but none for the last layer).
+'''
 
 
 @dataclass
@@ -119,4 +121,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     cost = config_cost(args.config, args.shape, args.depth, args.cfg_options)
     print(cost.table)
-    print(f'\n{cost}\n\n{COUNTED}')
+    print(f'\n{cost}\n\n{COUNTED}', end='')

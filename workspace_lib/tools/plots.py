@@ -5,6 +5,7 @@ In: what the library's calls return. Out: `Plot` (figure, alt text, the numbers 
 from __future__ import annotations
 
 import base64
+import copy
 import html
 import io
 import json
@@ -41,6 +42,12 @@ class Plot:
     def __repr__(self) -> str:
         return self.alt
 
+    def save(self, path: str | os.PathLike, dpi: int = 120) -> Path:
+        """Write the picture, in the format that the name ends in (.png, .svg, .pdf); returns the path."""
+        with mpl.rc_context(STYLE):
+            self.figure.savefig(path, dpi=dpi)
+        return Path(path)
+
     def webp(self, dpi: int = 80) -> bytes:
         """The picture in a fifth of a PNG's bytes: a notebook with its outputs goes under version control."""
         buffer = io.BytesIO()
@@ -63,7 +70,8 @@ class Plot:
                 'text/plain': self.alt}
 
 
-def _styled(draw: Any) -> Any:
+def styled(draw: Any) -> Any:
+    """Decorates a function that draws a `Plot`: the house style holds inside."""
     @wraps(draw)
     def inside(*args: Any, **kwargs: Any) -> Plot:
         with mpl.rc_context(STYLE):
@@ -93,7 +101,7 @@ def displayed(img: Any, bgr: bool = True) -> np.ndarray:
     return array[..., ::-1] if bgr and array.ndim == 3 else array
 
 
-@_styled
+@styled
 def predictions(images: Sequence[np.ndarray], scores: Sequence[np.ndarray], classes: Sequence[str],
                 names: Sequence[str], k: int = 5) -> Plot:
     """Each image, uint8 BGR (H, W, 3), beside the bars of its `k` likeliest classes; scores are (num_classes,)."""
@@ -127,7 +135,7 @@ def read_log(work_dir: str | os.PathLike) -> list[dict[str, Any]]:
     return [entry for entry in entries if 'mode' in entry]
 
 
-@_styled
+@styled
 def learning_curves(entries: Sequence[dict[str, Any]], metric: str = 'accuracy_top-1') -> Plot:
     """Loss of each log entry and the validation's `metric` (%), over epochs. `entries`: see `read_log`."""
     train = [entry for entry in entries if entry['mode'] == 'train']
@@ -153,7 +161,7 @@ def learning_curves(entries: Sequence[dict[str, Any]], metric: str = 'accuracy_t
     return Plot(figure, said, Table(('epoch', 'training loss', 'held-out accuracy (%)'), rows))
 
 
-@_styled
+@styled
 def confusion_matrix(results: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> Plot:
     """Rows are the true classes, columns the predicted ones; blue is right, orange wrong, deeper is more."""
     matrix = calculate_confusion_matrix(np.stack(results), labels).numpy().astype(int)
@@ -198,7 +206,7 @@ def find_mistakes(results: Sequence[np.ndarray], labels: np.ndarray, count: int 
             for i in order]
 
 
-@_styled
+@styled
 def worst_mistakes(dataset: Any, results: Sequence[np.ndarray], count: int = 12, columns: int = 6) -> Plot:
     """The images of `find_mistakes`, each with `true -> predicted` and the confidence in the wrong answer."""
     names = [str(name).split(' - ')[0] for name in dataset.CLASSES]
@@ -215,15 +223,23 @@ def worst_mistakes(dataset: Any, results: Sequence[np.ndarray], count: int = 12,
                 Table(('image', 'true', 'predicted', 'confidence (%)', 'of the true class (%)'), rows))
 
 
-@_styled
+def changes(pipeline: Pipeline, results: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(name of the step, image after it) for each step of a pipeline that changes the image of `results`."""
+    shown: list[tuple[str, Any]] = []
+    for step in pipeline.steps:
+        before = results.get('img')
+        kept = copy.deepcopy(before)  # some steps write into the image that they get
+        results = step(results)
+        if results['img'] is not before or not np.array_equal(kept, before):
+            shown.append((type(step).__name__, copy.deepcopy(results['img'])))
+    return shown
+
+
+@styled
 def pipeline_steps(pipeline: Pipeline, results: dict[str, Any], seed: int = 0) -> Plot:
     """The image after each step that changes it, with shape and dtype; `results` as `Pipeline` takes them."""
     random.seed(seed)
-    shown: list[tuple[str, Any]] = []
-    for step in pipeline.steps:
-        before, results = results.get('img'), step(results)
-        if results['img'] is not before:
-            shown.append((type(step).__name__, results['img']))
+    shown = changes(pipeline, results)
     figure = Figure(figsize=(2.2 * len(shown), 2.95))
     rows = [(name, 'x'.join(map(str, img.shape)), str(img.dtype).removeprefix('torch.')) for name, img in shown]
     for axes, (_, img), row in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, rows, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Scorer(nn.Module):
-    """`classifier` from image to scores: the probabilities that a test sees, or with `logits` what comes before them."""
+    """`classifier` from image to scores: the probabilities of a test, or with `logits` what comes before them."""
 
     def __init__(self, classifier: Any, logits: bool = False) -> None:
         super().__init__()

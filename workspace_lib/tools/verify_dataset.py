@@ -80,7 +80,7 @@ def verify_dataset(config: str | Config, part: str = 'train', workers: int | Non
     results: list[tuple[str, list[Finding], int]] = []
     for dataset in datasets_of(cfg, part):
         if len(dataset) and 'img_info' not in dataset.data_infos[0]:
-            raise ValueError(f'{type(dataset).__name__} holds its images in memory, decoded; there is no file to verify')
+            raise ValueError(f'{type(dataset).__name__} holds its images in memory; there is no file to verify')
         loader: Any = DataLoader(_Checks(dataset), batch_size=32, num_workers=workers, collate_fn=list)
         with tqdm(total=len(dataset), unit='file', desc=f'verify {part}', disable=None if progress else True) as bar:
             for batch in loader:
@@ -105,7 +105,8 @@ class _Checks(Dataset):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        load = next((step for step in dataset.pipeline.steps if isinstance(step, LoadImageFromFile)), LoadImageFromFile())
+        loads = [step for step in dataset.pipeline.steps if isinstance(step, LoadImageFromFile)]
+        load = loads[0] if loads else LoadImageFromFile()
         self.decode = partial(decode, color=load.color_type, backend=load.imdecode_backend)
 
     def __len__(self) -> int:
