@@ -53,7 +53,8 @@ def test_a_step_that_writes_into_its_image_is_shown_and_leaves_the_earlier_pictu
         results['img'][:] = 7
         return results
 
-    shown = plots.changes(Pipeline([dict(type='Resize', size=(4, 4)), darken]), dict(img=np.full((8, 8, 3), 90, np.uint8)))
+    pipeline = Pipeline([dict(type='Resize', size=(4, 4)), darken])
+    shown = plots.changes(pipeline, dict(img=np.full((8, 8, 3), 90, np.uint8)))
     assert [int(img.max()) for _, img in shown] == [90, 7]
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..apis import loader_config
 from ..config import Config, where
@@ -73,6 +73,7 @@ def _drawn(rates: np.ndarray, starts: range, per_epoch: int, name: str) -> Plot:
     axes.plot(x[list(starts)], rates[list(starts)], 'o', color=BLUE, markersize=4)
     axes.set(xlabel='epoch' if per_epoch else 'iteration', ylabel='learning rate', ylim=(0, None))
     axes.set_title(name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     columns = ('epoch' if per_epoch else 'part', 'first iteration', 'lr there', 'lr at its end')
     rows = [(number, start, f'{rates[start]:.4g}', f'{rates[min(start + starts.step, len(rates)) - 1]:.4g}')
