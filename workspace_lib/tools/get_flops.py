@@ -31,7 +31,7 @@ FLOPs: 2 x MACs, a multiplication and an addition each. What papers and mmclassi
 class Cost:
     """MACs and parameters of one image of `shape` (C, H, W); `parts` has a row (name, parameters, MACs) a module."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     parameters: int
     macs: int
     parts: list[tuple[str, int, int]]

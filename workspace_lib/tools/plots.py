@@ -227,7 +227,7 @@ def changes(pipeline: Pipeline, results: dict[str, Any]) -> list[tuple[str, Any]
     """(name of the step, image after it) for each step of a pipeline that changes the image of `results`."""
     shown: list[tuple[str, Any]] = []
     for step in pipeline.steps:
-        before = results.get('img')
+        before: Any = results.get('img')
         kept = copy.deepcopy(before)  # some steps write into the image that they get
         results = step(results)
         if results['img'] is not before or not np.array_equal(kept, before):

@@ -47,11 +47,11 @@ def _layercam(a: Tensor, g: Tensor) -> Tensor:
 
 
 def _principal(a: Tensor) -> Tensor:
-    """The projection on the first principal component, its sign such that it agrees with the sum of channels."""
+    """The first principal component over the positions (its sign is arbitrary), high where activations are strong."""
     flat = a.flatten(1).T  # (positions, channels)
-    axis = torch.linalg.svd(flat - flat.mean(0), full_matrices=False).Vh[0]
-    projected = (flat @ axis).view(a.shape[1:])
-    return projected if (projected * a.sum(0)).sum() >= 0 else -projected
+    centred = flat - flat.mean(0)
+    component = centred @ torch.linalg.svd(centred, full_matrices=False).Vh[0]
+    return (component * (component @ flat.norm(dim=1)).sign()).view(a.shape[1:])
 
 
 #: f(activations, gradients), both (C, h, w), to a map (h, w); what is below 0 in it counts as 0.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ def lr_plot(config: str | Config, iters_per_epoch: int | None = None, gpus: int 
     if cfg.get('momentum_config'):
         raise ValueError('momentum_config is not applied here, the momentum of a run stays what the optimizer says; '
                          f'drop it: --cfg-options momentum_config=None ({where(cfg, "momentum_config")})')
-    runner = cfg.get('runner') or dict(max_epochs=cfg.get('total_epochs'))
+    runner: Any = cfg.get('runner') or dict(max_epochs=cfg.get('total_epochs'))
     epochs, max_iters = runner.get('max_epochs'), runner.get('max_iters')
     per_epoch = iters_per_epoch or _iters_per_epoch(cfg, gpus)
     total = max_iters or epochs * per_epoch
