@@ -16,6 +16,7 @@ class Scorer(nn.Module):
     def __init__(self, classifier: Any, logits: bool = False) -> None:
         super().__init__()
         self.classifier = classifier
+        self.train(classifier.training)
         # softmax for one label an image, sigmoid for several
         takes = inspect.signature(classifier.head.simple_test).parameters
         self.options = {name: not logits for name in ('softmax', 'sigmoid') if name in takes}
