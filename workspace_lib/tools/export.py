@@ -1,7 +1,7 @@
 """``workspace export``: a model as an ONNX file, and the two compared.
 
-In: a config and a checkpoint. Out: a file that takes normalised images float32 (N, C, H, W), any N, and gives the scores
-(N, num_classes) that a test sees; with its verification, the largest difference to the model.
+In: a config and a checkpoint. Out: a file that takes normalised images float32 (N, C, H, W), any N, and gives the
+scores (N, num_classes) that a test sees; and the largest differences between file and model.
 """
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _shape_of(model: Any) -> tuple[int, ...]:
 
 @dataclass
 class Comparison:
-    """Model and file on one input: the largest difference of a score, and whether the likeliest classes are the same."""
+    """Model and file on one input: the largest difference of a score, and whether both name the same classes."""
 
     name: str
     images: int

@@ -27,6 +27,11 @@ from .table import Table
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart (https://jfly.uni-koeln.de/color/).
 BLUE, VERMILLION, GREY = '#0072B2', '#D55E00', '#888888'
+#: For several lines in one picture: no two share colour, marker or stroke.
+LINES: list[dict[str, Any]] = [
+    dict(color=colour, marker=marker, linestyle=stroke) for colour, marker, stroke in zip(
+        (BLUE, VERMILLION, '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000'), 'osD^vPX',
+        ('-', '--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))), strict=True)]
 STYLE: Any = {'font.size': 11, 'axes.titlesize': 11, 'axes.spines.top': False, 'axes.spines.right': False,
          'figure.constrained_layout.use': True, 'svg.fonttype': 'path', 'svg.hashsalt': 'workspace'}
 
@@ -123,16 +128,38 @@ def predictions(images: Sequence[np.ndarray], scores: Sequence[np.ndarray], clas
 
 
 def read_log(work_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The entries of a run's newest JSON-lines log: dicts with `mode` 'train' or 'val', `epoch`, `iter` and numbers.
+    """The entries of a run's JSON-lines log: dicts with `mode` 'train' or 'val', `epoch`, `iter` and numbers.
+
+    Args:
+        work_dir: a folder, whose logs are joined (a resumed run has several), or one log file; mmclassification's too.
 
     Raises:
         FileNotFoundError: no `*.log.json` there.
+        ValueError: a line that is no JSON; the last one of a run that was cut off is passed over.
     """
-    files = sorted(Path(work_dir).glob('*.log.json'))
+    path = Path(work_dir)
+    files = [path] if path.is_file() else sorted(path.glob('*.log.json'))
     if not files:
         raise FileNotFoundError(f'{work_dir} holds no *.log.json; a training with TextLoggerHook writes one')
-    entries = (json.loads(line) for line in files[-1].read_text().splitlines())
-    return [entry for entry in entries if 'mode' in entry]
+    entries: list[dict[str, Any]] = []
+    for file in files:
+        more = _entries(file)
+        if more:  # what was trained again after a resume counts once
+            first = (more[0]['epoch'], more[0]['iter'])
+            entries = [entry for entry in entries if (entry['epoch'], entry['iter']) < first]
+        entries += more
+    return entries
+
+
+def _entries(file: Path) -> list[dict[str, Any]]:
+    entries, lines = [], file.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f'{file}:{number}: not JSON, so not a log of a run ({line[:40]!r})') from error
+    return [entry for entry in entries if isinstance(entry, dict) and 'mode' in entry]
 
 
 @styled

@@ -18,7 +18,7 @@ from ..datasets import build_dataset
 from ..recipes import load_config
 from ..schedules import lr_schedule
 from .arguments import add_config, checked_output
-from .plots import BLUE, Plot, styled
+from .plots import BLUE, VERMILLION, Plot, styled
 from .table import Table
 
 _MARKS = 20  # rows and markers of a run that is counted in iterations
@@ -27,7 +27,7 @@ _MARKS = 20  # rows and markers of a run that is counted in iterations
 @styled
 def lr_plot(config: str | Config, iters_per_epoch: int | None = None, gpus: int = 1,
             options: dict | None = None) -> Plot:
-    """The learning rate over a run, of parameters whose `lr_mult` is 1.
+    """The learning rate over a run, of parameters whose `lr_mult` is 1; with a `momentum_config` the momentum too.
 
     Args:
         iters_per_epoch: default that of the config's training data (which must be there) on `gpus` GPUs.
@@ -37,22 +37,30 @@ def lr_plot(config: str | Config, iters_per_epoch: int | None = None, gpus: int 
 
     Raises:
         KeyError: the config has no optimizer.lr.
-        ValueError: an impossible length, or a `momentum_config`, which a run here would not follow.
+        ValueError: an impossible length, or a momentum_config for an optimizer without momentum.
     """
     cfg = load_config(config, options)
     if 'lr' not in cfg.get('optimizer', {}):
         raise KeyError(f'the config has no optimizer.lr to start from ({where(cfg, "optimizer") or cfg.filename})')
-    if cfg.get('momentum_config'):
-        raise ValueError('momentum_config is not applied here, the momentum of a run stays what the optimizer says; '
-                         f'drop it: --cfg-options momentum_config=None ({where(cfg, "momentum_config")})')
     runner: Any = cfg.get('runner') or dict(max_epochs=cfg.get('total_epochs'))
     epochs, max_iters = runner.get('max_epochs'), runner.get('max_iters')
     per_epoch = iters_per_epoch or _iters_per_epoch(cfg, gpus)
     total = max_iters or epochs * per_epoch
     schedule = lr_schedule(cfg.get('lr_config') or dict(policy='Fixed'), epochs, per_epoch, max_iters)
-    rates = np.array([schedule(cfg.optimizer.lr, i) for i in range(total)])
+    curves = {'lr': np.array([schedule(cfg.optimizer.lr, i) for i in range(total)])}
+    if cfg.get('momentum_config'):
+        from ..schedules import momentum_schedule  # type: ignore[attr-defined]
+        momenta, start = momentum_schedule(cfg.momentum_config, epochs, per_epoch, max_iters), _momentum(cfg)
+        curves['momentum'] = np.array([momenta(start, i) for i in range(total)])
     starts = range(0, total, per_epoch if epochs else math.ceil(total / _MARKS))
-    return _drawn(rates, starts, per_epoch if epochs else 0, str(cfg.filename or 'config').rpartition('/')[2])
+    return _drawn(curves, starts, per_epoch if epochs else 0, str(cfg.filename or 'config').rpartition('/')[2])
+
+
+def _momentum(cfg: Config) -> float:
+    if 'momentum' not in cfg.optimizer and 'betas' not in cfg.optimizer:
+        raise ValueError('momentum_config needs optimizer.momentum or optimizer.betas to start from '
+                         f'({where(cfg, "momentum_config")})')
+    return cfg.optimizer['momentum'] if 'momentum' in cfg.optimizer else cfg.optimizer['betas'][0]
 
 
 def _iters_per_epoch(cfg: Config, gpus: int) -> int:
@@ -66,22 +74,26 @@ def _iters_per_epoch(cfg: Config, gpus: int) -> int:
     return max(1, math.floor(count) if loader.get('drop_last') else math.ceil(count))
 
 
-def _drawn(rates: np.ndarray, starts: range, per_epoch: int, name: str) -> Plot:
-    figure = Figure(figsize=(8, 3.4))
-    axes = figure.subplots()
+def _drawn(curves: dict[str, np.ndarray], starts: range, per_epoch: int, name: str) -> Plot:
+    rates = curves['lr']
+    figure = Figure(figsize=(8, 1 + 2.5 * len(curves)))
     x = np.arange(len(rates)) / (per_epoch or 1)
-    axes.plot(x, rates, color=BLUE)
-    axes.plot(x[list(starts)], rates[list(starts)], 'o', color=BLUE, markersize=4)
-    axes.set(xlabel='epoch' if per_epoch else 'iteration', ylabel='learning rate', ylim=(0, None))
-    axes.set_title(name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    columns = ('epoch' if per_epoch else 'part', 'first iteration', 'lr there', 'lr at its end')
-    rows = [(number, start, f'{rates[start]:.4g}', f'{rates[min(start + starts.step, len(rates)) - 1]:.4g}')
-            for number, start in enumerate(starts, 1)]
+    for axes, (key, y), colour in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves.items(),
+                                      (BLUE, VERMILLION), strict=False):
+        axes.plot(x, y, color=colour)
+        axes.plot(x[list(starts)], y[list(starts)], 'o', color=colour, markersize=4)
+        axes.set(xlabel='epoch' if per_epoch else 'iteration', ylabel=dict(lr='learning rate').get(key, key),
+                 ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    figure.suptitle(name)
+    ends = [min(start + starts.step, len(rates)) - 1 for start in starts]
+    rows = [(number, start, *(f'{y[at]:.4g}' for y in curves.values() for at in (start, end)))
+            for number, (start, end) in enumerate(zip(starts, ends, strict=True), 1)]
+    columns = [f'{key} {place}' for key in curves for place in ('there', 'at its end')]
     unit = f'{len(starts)} epochs of {per_epoch:,} iterations' if per_epoch else f'{len(rates):,} iterations'
     return Plot(figure, f'Learning rate of {name} over {unit}: from {rates[0]:.3g}, at most {rates.max():.3g}, to '
-                f'{rates[-1]:.3g}.', Table(columns, rows))
+                f'{rates[-1]:.3g}.', Table(('epoch' if per_epoch else 'part', 'first iteration', *columns), rows))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
