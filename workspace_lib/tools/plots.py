@@ -188,22 +188,40 @@ def learning_curves(entries: Sequence[dict[str, Any]], metric: str = 'accuracy_t
     return Plot(figure, said, Table(('epoch', 'training loss', 'held-out accuracy (%)'), rows))
 
 
-@styled
-def confusion_matrix(results: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> Plot:
-    """Rows are the true classes, columns the predicted ones; blue is right, orange wrong, deeper is more."""
-    matrix = calculate_confusion_matrix(np.stack(results), labels).numpy().astype(int)
-    right, wrong = np.diag(np.diag(matrix)), matrix - np.diag(np.diag(matrix))
-    figure = Figure(figsize=(6, 5.2))
-    axes = figure.subplots()
-    for part, colour in ((right, BLUE), (wrong, VERMILLION)):
+def label_names(classes: Sequence[str], longest: int = 22) -> list[str]:
+    """Class names as short as a figure needs them: `0 - zero` is 0, `tabby, tabby cat` a tabby; still all different."""
+    full = [str(name) for name in classes]
+    short = [short_name(name.split(' - ')[0]) for name in full]
+    short = [name if len(name) <= longest else name[:longest - 1] + '…' for name in short]
+    return [short[i] if short.count(short[i]) == 1 else full[i] for i in range(len(full))]
+
+
+def draw_matrix(axes: Any, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Counts as coloured cells: blue on the diagonal, orange beside it, deeper is more."""
+    right = np.where(np.eye(*matrix.shape, dtype=bool), matrix, 0)
+    for part, colour in ((right, BLUE), (matrix - right, VERMILLION)):
         rgba = np.full((*part.shape, 4), mpl.colors.to_rgba(colour))
         rgba[..., 3] = np.where(part, 0.15 + 0.45 * part / max(part.max(), 1), 0)
         axes.imshow(rgba)
     for i, j in zip(*matrix.nonzero(), strict=True):
         axes.text(j, i, str(matrix[i, j]), ha='center', va='center')
-    names = [str(name).split(' - ')[0] for name in classes]
-    axes.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=names, yticklabels=names,
+    axes.set(xticks=range(len(columns)), yticks=range(len(rows)), xticklabels=columns, yticklabels=rows,
              xlabel='predicted class', ylabel='true class')
+    if max(map(len, columns)) > 3:
+        axes.tick_params(axis='x', rotation=60)
+        for tick in axes.get_xticklabels():
+            tick.set(ha='right', rotation_mode='anchor')
+
+
+@styled
+def confusion_matrix(results: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> Plot:
+    """Rows are the true classes, columns the predicted ones; blue is right, orange wrong, deeper is more."""
+    matrix = calculate_confusion_matrix(np.stack(results), labels).numpy().astype(int)
+    right, wrong = np.diag(np.diag(matrix)), matrix - np.diag(np.diag(matrix))
+    names = label_names(classes)
+    side = max(0, len(names) - 10) * 0.3
+    figure = Figure(figsize=(6 + side, 5.2 + side))
+    draw_matrix(figure.subplots(), matrix, names, names)
     rows = [(name, int(row.sum()), int(errors.sum()), classes[int(errors.argmax())] if errors.any() else '-')
             for name, row, errors in zip(classes, matrix, wrong, strict=True)]
     i, j = np.unravel_index(int(wrong.argmax()), wrong.shape)
@@ -236,15 +254,18 @@ def find_mistakes(results: Sequence[np.ndarray], labels: np.ndarray, count: int 
 @styled
 def worst_mistakes(dataset: Any, results: Sequence[np.ndarray], count: int = 12, columns: int = 6) -> Plot:
     """The images of `find_mistakes`, each with `true -> predicted` and the confidence in the wrong answer."""
-    names = [str(name).split(' - ')[0] for name in dataset.CLASSES]
+    names = label_names(dataset.CLASSES)
     found = find_mistakes(results, dataset.get_gt_labels(), count)
+    is_long = max(map(len, names)) > 5
+    columns = min(columns, 4) if is_long else columns
     lines = max(1, -(-len(found) // columns))
-    figure = Figure(figsize=(8, 1.9 * lines))
+    figure = Figure(figsize=(10, 2.9 * lines) if is_long else (8, 1.9 * lines))
     for axes in (grid := figure.subplots(lines, columns, squeeze=False)).flat:
         axes.axis('off')
     for axes, mistake in zip(grid.flat, found, strict=False):
         axes.imshow(displayed(dataset.load_image(mistake.index)), cmap='gray')
-        axes.set_title(f'{names[mistake.true]} → {names[mistake.predicted]}\n{mistake.score:.0%}')
+        arrow = '\n→ ' if is_long else ' → '
+        axes.set_title(f'{names[mistake.true]}{arrow}{names[mistake.predicted]}\n{mistake.score:.0%}')
     rows = [(m.index, names[m.true], names[m.predicted], 100 * m.score, 100 * m.true_score) for m in found]
     return Plot(figure, f'The {len(found)} most confident mistakes: true class, predicted class, confidence.',
                 Table(('image', 'true', 'predicted', 'confidence (%)', 'of the true class (%)'), rows))

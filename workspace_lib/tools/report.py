@@ -15,7 +15,7 @@ import numpy as np
 
 from .commands import write_whole
 from .photos import Photograph
-from .plots import BLUE, VERMILLION, Mistake, Plot
+from .plots import BLUE, VERMILLION, Mistake, Plot, label_names
 from .table import Table
 from .versions import collect_versions
 
@@ -72,6 +72,8 @@ figcaption { color: var(--soft); font-size: .9rem; max-width: 44rem; }
 .digits figure { margin: 0; break-inside: avoid; }
 .digits img { width: 100%; image-rendering: pixelated; border-radius: .3rem; display: block; }
 .digits figcaption { color: inherit; line-height: 1.35; padding-top: .2rem; }
+.photographs { grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); }
+.photographs img { image-rendering: auto; height: 10rem; object-fit: contain; background: #000; }
 .digits b { color: var(--wrong); }
 .tree { overflow-x: auto; font-size: .92rem; }
 .tree summary { white-space: nowrap; }
@@ -173,9 +175,11 @@ def prediction_card(image: np.ndarray, name: str, photo: Photograph, best: Seque
 
 def mistake_grid(dataset: Any, mistakes: Sequence[Mistake]) -> str:
     """Each wrong answer under its picture, with the confidence in it against that in the right one."""
-    names = [str(name).split(' - ')[0] for name in dataset.CLASSES]
+    names = label_names(dataset.CLASSES)
     cells = ''.join(
         f'<figure><img src="{data_uri(dataset.load_image(m.index))}" alt="image {m.index} of the data set"><figcaption>'
-        f'{names[m.true]} taken for <b>{names[m.predicted]}</b><br>{m.score:.0%} against {m.true_score:.0%}'
+        f'{html.escape(names[m.true])} taken for <b>{html.escape(names[m.predicted])}</b><br>{m.score:.0%} against '
+        f'{m.true_score:.0%}'
         '</figcaption></figure>' for m in mistakes)
-    return f'<div class="digits">{cells}</div>'
+    small = not mistakes or max(dataset.load_image(mistakes[0].index).shape[:2]) <= 64
+    return f'<div class="digits{"" if small else " photographs"}">{cells}</div>'
