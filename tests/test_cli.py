@@ -1,7 +1,9 @@
 """The command line from end to end on a tiny data set of files, and what it says when something is wrong."""
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from workspace_lib.tools.cli import main
+from workspace_lib.tools.cli import COMMANDS, main
+from workspace_lib.tools.results import read_results
 
 CLASSES = ('disc', 'square', 'stripes')
 
@@ -136,6 +139,109 @@ def test_test_writes_the_result_file_of_mmclassification(world, tmp_path, capsys
     assert result['accuracy_top-1'] == pytest.approx(100 * (scores.argmax(1) == truth).mean())
     assert result['support'] == 9
     assert f'accuracy_top-1 : {round(result["accuracy_top-1"], 2)}' in printed
+
+
+def write_a_good_head(world, path: str) -> None:
+    """The run's checkpoint, with a head that tells the first image of each class from the others."""
+    from workspace_lib.apis import init_model, prepare_image
+    model = init_model(str(world / 'tiny.py'), str(world / 'run' / 'epoch_2.pth'), 'cpu')
+    with torch.no_grad():
+        features = torch.cat([model.extract_feat(prepare_image(model, str(world / 'val' / kind / '0.jpg'))['img'])[-1]
+                              for kind in CLASSES])
+    mean = features.mean(0)
+    weight = (features - mean) / (features - mean).norm(dim=1, keepdim=True) ** 2
+    run = torch.load(world / 'run' / 'epoch_2.pth', weights_only=True)
+    run['state_dict'].update({'head.fc.weight': weight, 'head.fc.bias': -weight @ mean})
+    torch.save(run, path)
+
+
+@pytest.mark.parametrize('ending', ['json', pytest.param('pkl', marks=pytest.mark.slow)])
+def test_the_result_file_is_that_of_mmclassifications_own_script(world, tmp_path, ending):
+    """Key by key and value by value, to the last bit; the script runs on this data set, config and checkpoint."""
+    mmcls = importlib.util.find_spec('mmcls')
+    if mmcls is None or mmcls.origin is None:
+        pytest.skip('mmcls is not installed (extra: lab)')
+    script = Path(mmcls.origin).parent / '.mim' / 'tools' / 'test.py'
+    config, weights = tmp_path / 'theirs.py', str(tmp_path / 'decided.pth')
+    write_a_good_head(world, weights)  # two epochs leave one that takes all for the same class
+    config.write_text((world / 'tiny.py').read_text().replace('workers_per_gpu=0',
+                                                              'workers_per_gpu=0, persistent_workers=False'))
+    asked = ['--metrics', 'accuracy', 'precision', 'recall', 'f1_score', 'support', '--metric-options', 'topk=(1,2)',
+             '--device', 'cpu']
+    done = subprocess.run([sys.executable, '-W', 'ignore', str(script), str(config), weights, '--out',
+                           str(tmp_path / f'theirs.{ending}'), *asked], capture_output=True, text=True,
+                          env={**os.environ, 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1'})  # the checkpoint is our own
+    assert done.returncode == 0, done.stderr
+    assert main(['test', str(config), weights, '--out', str(tmp_path / f'ours.{ending}'), *asked]) == 0
+    theirs, ours = (read_results(tmp_path / f'{whose}.{ending}') for whose in ('theirs', 'ours'))
+    assert list(theirs) == list(ours) and len(ours) == 10
+    for name in ours:
+        assert np.array_equal(theirs[name], ours[name]), name
+    assert len({*ours['pred_label']}) > 1 and len({*ours['pred_score']}) == 9  # not all alike
+
+
+def test_metrics_of_both_kinds_reach_the_data_set(world, tmp_path, monkeypatch):
+    asked = ['accuracy', 'precision', 'recall', 'f1_score', 'support', 'mAP', 'CP', 'CR']
+    seen = []
+    monkeypatch.setattr('workspace_lib.datasets.BaseDataset.evaluate',
+                        lambda self, results, metric, *args, **kwargs: seen.append(metric) or {})
+    assert main(['test', str(world / 'tiny.py'), str(world / 'run' / 'latest.pth'), '--metrics', *asked,
+                 '--device', 'cpu']) == 0
+    assert seen and all(metric == asked for metric in seen)
+
+
+def test_show_options_say_how_pictures_are_drawn(world, tmp_path):
+    pictures = []
+    for width in ('14', '60'):
+        folder = tmp_path / width
+        assert main(['test', str(world / 'tiny.py'), str(world / 'run' / 'latest.pth'), '--show-dir', str(folder),
+                     '--show-options', f'row_width={width}', '--device', 'cpu']) == 0
+        pictures.append(cv2.imread(str(folder / 'disc' / '0.jpg')))
+    assert not np.array_equal(*pictures)
+
+
+def loads(module: str, *argv: str) -> bool:
+    """Whether a command line loads `module`; in a process of its own."""
+    code = (f'import sys; from workspace_lib.tools.cli import main\n'
+            f'try: main({list(argv)})\nexcept SystemExit: pass\nprint({module!r} in sys.modules)')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1] == 'True'
+
+
+@pytest.mark.parametrize('argv', [['--help'], ['train', '--help'], ['test', '--help'], ['nonsense'],
+                                  ['config', 'lenet/lenet5_mnist5k.py', '--origin']], ids=' '.join)
+def test_what_computes_nothing_loads_no_torch(argv):
+    assert not loads('torch', *argv)
+    assert not loads('matplotlib', *argv)
+
+
+def test_the_overview_has_every_command_in_its_group(capsys):
+    with pytest.raises(SystemExit):
+        main(['--help'])
+    shown = capsys.readouterr().out
+    for group, rows in COMMANDS.items():
+        section = shown.partition(f'{group}:\n')[2].partition('\n\n')[0]
+        assert len(section.splitlines()) == len(rows)
+        for (names, _, summary), line in zip(rows, section.splitlines(), strict=True):
+            assert line.split()[0] == names.split()[0] and line.endswith(summary)
+
+
+@pytest.mark.parametrize('name', [name for rows in COMMANDS.values() for names, *_ in rows for name in names.split()])
+def test_every_command_has_help_under_all_its_names(name, capsys):
+    for spelling in {name, name.replace('_', '-')}:
+        with pytest.raises(SystemExit) as ended:
+            main([spelling, '--help'])
+        assert ended.value.code == 0
+        assert '--traceback' in capsys.readouterr().out
+
+
+def test_a_package_that_a_command_needs_is_named_with_the_way_to_it(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, 'workspace_lib.tools.vis_lr', raising=False)
+    monkeypatch.delitem(sys.modules, 'workspace_lib.tools.plots', raising=False)
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    said = fails(capsys, 'vis_lr', 'lenet/lenet5_mnist5k.py')
+    assert 'pip install matplotlib' in said and 'workspace-lib[lab]' in said
 
 
 def test_out_items_choose_what_is_written(world, tmp_path):

@@ -1,7 +1,7 @@
 """``workspace analyze``: one page about a tested model: classes, confusions, worst mistakes, learning curves.
 
-In: a result file with the config that was tested, logs of runs, or both. Out: a folder with `index.html`, which holds all
-of it, and each picture as a PNG.
+In: a result file with the config that was tested, logs of runs, or both. Out: a folder with `index.html`, which holds
+all of it, and each picture as a PNG.
 """
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ from .table import Table
 
 #: By whether an image has one label or several.
 SINGLE, SEVERAL = ('accuracy', 'precision', 'recall', 'f1_score'), ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
-LEAD = '''What a test and its training left: which classes are hard, what is taken for what, where the model is wrong and
-sure of it.'''
+LEAD = 'Which classes are hard, what is taken for what, where the model is wrong and sure of it, and how it learned.'
 
 
 class Analysis:

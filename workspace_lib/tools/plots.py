@@ -198,7 +198,7 @@ def label_names(classes: Sequence[str], longest: int = 22) -> list[str]:
 
 def draw_matrix(axes: Any, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
     """Counts as coloured cells: blue on the diagonal, orange beside it, deeper is more."""
-    right = np.where(np.eye(*matrix.shape, dtype=bool), matrix, 0)
+    right = np.where(np.eye(*matrix.shape) == 1, matrix, 0)
     for part, colour in ((right, BLUE), (matrix - right, VERMILLION)):
         rgba = np.full((*part.shape, 4), mpl.colors.to_rgba(colour))
         rgba[..., 3] = np.where(part, 0.15 + 0.45 * part / max(part.max(), 1), 0)
