@@ -174,6 +174,13 @@ def test_the_command_makes_one_page_of_results_and_logs(tmp_path, capsys):
     assert 'accuracy_top-1 : 98.00 %' in capsys.readouterr().out
 
 
+def test_the_config_may_come_first_as_in_analyze_results(tmp_path, capsys):
+    (tmp_path / 'r.json').write_text(json.dumps(dict(class_scores=[[1., 0.]])))
+    assert main(['analyze_results', 'lenet/lenet5_mnist5k.py', str(tmp_path / 'r.json'), '--out-dir',
+                 str(tmp_path / 'out')]) == 1
+    assert '1 images and 2 classes, the test set of 1000 and 10' in capsys.readouterr().err
+
+
 def test_logs_alone_are_a_page_of_curves(tmp_path):
     (tmp_path / 'x.log.json').write_text(json.dumps(dict(mode='train', epoch=1, iter=5, loss=2., time=.1)) + '\n')
     assert main(['analyze', str(tmp_path / 'x.log.json'), '--out-dir', str(tmp_path / 'out')]) == 0

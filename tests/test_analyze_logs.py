@@ -130,6 +130,7 @@ def test_the_command_draws_and_prints(write, tmp_path, capsys):
                  '--legend', 'one', 'two']) == 0
     printed = capsys.readouterr().out
     assert out.read_bytes()[:4] == b'\x89PNG' and 's/iter' in printed and 'two' in printed
+    assert main(['analyze_logs', 'plot_curve', write('a', THEIRS), '--out', str(out)]) == 0  # as people type it
     assert main(['analyze-logs', write('a', THEIRS), '--legend', 'one', 'two', '--out', str(out)]) == 1
 
 

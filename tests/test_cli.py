@@ -180,6 +180,15 @@ def test_the_result_file_is_that_of_mmclassifications_own_script(world, tmp_path
     assert len({*ours['pred_label']}) > 1 and len({*ours['pred_score']}) == 9  # not all alike
 
 
+def test_a_checkpoint_without_class_names_takes_those_of_the_data_set(world, variant, tmp_path):
+    bare, out = tmp_path / 'bare.pth', tmp_path / 'result.json'
+    torch.save({'state_dict': torch.load(world / 'run' / 'epoch_2.pth', weights_only=True)['state_dict']}, bare)
+    config = variant(f"test=dict(type='CustomDataset', data_prefix='{world}/val'",
+                     f"test=dict(type='CustomDataset', classes={list(CLASSES)}, data_prefix='{world}/val'")
+    assert main(['test', config, str(bare), '--out', str(out), '--device', 'cpu']) == 0
+    assert set(json.loads(out.read_text())['pred_class']) <= set(CLASSES)
+
+
 def test_metrics_of_both_kinds_reach_the_data_set(world, tmp_path, monkeypatch):
     asked = ['accuracy', 'precision', 'recall', 'f1_score', 'support', 'mAP', 'CP', 'CR']
     seen = []

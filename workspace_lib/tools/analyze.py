@@ -142,7 +142,8 @@ def analyze(result: str | Path | None = None, logs: Sequence[str | Path] = (), c
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('files', nargs='+', metavar='RESULT|LOG',
                         help='a result file of workspace test --out, and logs (*.log.json, or the folders of runs)')
-    parser.add_argument('--config', help='the config that was tested; needed with a result file')
+    parser.add_argument('--config', help='the config that was tested, needed with a result file; a file among the '
+                                         'others that ends in .py is it too')
     add_options(parser)
     parser.add_argument('--keys', nargs='+', default=(), help='what of the logs to draw; default loss and accuracy')
     parser.add_argument('--worst', '--topk', type=int, default=24, help='how many mistakes to show (default 24)')
@@ -153,9 +154,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     json_file = checked_output(args.json, ('.json',), '--json') if args.json else None
-    is_log = [Path(file).is_dir() or file.endswith('.log.json') for file in args.files]
-    results = [file for file, log in zip(args.files, is_log, strict=True) if not log]
-    logs = [file for file, log in zip(args.files, is_log, strict=True) if log]
+    logs = [file for file in args.files if Path(file).is_dir() or file.endswith('.log.json')]
+    configs = [file for file in args.files if file.endswith('.py')]
+    results = [file for file in args.files if file not in (*logs, *configs)]
+    args.config = args.config or next(iter(configs), None)
     if len(results) > 1:
         raise ValueError(f'one result file at a time, but got {", ".join(results)} (logs end in .log.json)')
     analysis = analyze(results[0] if results else None, logs, args.config, args.keys, args.worst, args.cfg_options)

@@ -149,7 +149,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     path = checked_output(args.out, ('.png', '.svg', '.pdf'), '--out')
-    runs = read_runs(args.logs)
+    # mmclassification has a subcommand for each of the two; here both are done.
+    runs = read_runs(args.logs[1:] if args.logs[0] in ('plot_curve', 'cal_train_time') else args.logs)
     if args.legend:
         if len(args.legend) != len(runs):
             raise ValueError(f'--legend has {len(args.legend)} names for {len(runs)} runs')
