@@ -69,6 +69,28 @@ def test_the_model_of_the_caller_stays_as_it_is(tmp_path):
     assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+class ReadsItsBatch(torch.nn.Module):
+    def forward(self, img):
+        return torch.cat([img.mean((2, 3))] * 10, 1) + torch.zeros(len(img), 10)
+
+
+def test_a_model_that_would_fix_the_batch_is_refused_with_the_way_out(tmp_path):
+    model = lenet()
+    model.backbone = ReadsItsBatch()
+    with pytest.raises(RuntimeError, match=r'x\.shape\[0\] in place of len\(x\)'):
+        export_onnx(model, tmp_path / 'm.onnx', (1, 32, 32))
+    assert not (tmp_path / 'm.onnx').exists()
+
+
+def test_one_size_of_batch_on_request(tmp_path):
+    model = lenet()
+    model.backbone = ReadsItsBatch()
+    path = export_onnx(model, tmp_path / 'm.onnx', (1, 32, 32), batch_size=3)
+    assert session_of(path).get_inputs()[0].shape == [3, 1, 32, 32]
+    found = verify_onnx(lenet(), export_onnx(lenet(), path, batch_size=2), [np.zeros((28, 28), np.uint8)])
+    assert [(c.name, c.images, c.fails) for c in found] == [('noise, batch of 2', 2, False), ('image 0', 2, False)]
+
+
 @pytest.fixture
 def weights(tmp_path):
     torch.save({'state_dict': lenet().state_dict()}, tmp_path / 'lenet.pth')

@@ -29,13 +29,15 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 
 
-def export_onnx(model: Any, output: str | Path, shape: Sequence[int] | None = None, opset: int | None = None) -> Path:
+def export_onnx(model: Any, output: str | Path, shape: Sequence[int] | None = None, opset: int | None = None,
+                batch_size: int | None = None) -> Path:
     """Write a classifier with torch's exporter (dynamo); input `img`, output `scores`, the batch of any size.
 
     Args:
         model: from `init_model`; a copy of it on the CPU is exported.
         shape: of an image, (C, H, W); default what the model's test pipeline makes of a photograph.
         opset: of ONNX; default the exporter's.
+        batch_size: of a file for batches of this size alone; default any.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript is not installed.
@@ -43,14 +45,26 @@ def export_onnx(model: Any, output: str | Path, shape: Sequence[int] | None = No
     """
     path = checked_output(output, ('.onnx',), '--output')
     _needs('onnx', 'onnxscript')
-    img = torch.randn(2, *(shape or _shape_of(model)))
+    img = torch.randn(batch_size or 2, *(shape or _shape_of(model)))
     scorer = Scorer(copy.deepcopy(model).cpu().eval())
-    program = torch.onnx.export(scorer, (img,), dynamo=True, input_names=['img'], output_names=['scores'],
-                                dynamic_shapes=({0: torch.export.Dim('batch', min=1)},), opset_version=opset,
-                                verbose=False)
+    program = torch.onnx.export(_captured(scorer, img, batch_size is None), (img,), dynamo=True, input_names=['img'],
+                                output_names=['scores'], opset_version=opset, verbose=False)
     assert program is not None
     program.save(str(path), external_data=False)
     return path
+
+
+def _captured(scorer: Scorer, img: torch.Tensor, any_batch: bool) -> Any:
+    """The graph. Left to itself torch.onnx would fall back to one for the batch that it is shown, and say nothing."""
+    dynamic = ({0: torch.export.Dim('batch', min=1)},) if any_batch else None
+    try:
+        return torch.export.export(scorer, (img,), dynamic_shapes=dynamic)
+    except Exception as error:
+        if 'specialized it to be a constant' in str(error):
+            raise RuntimeError('the model reads the size of its batch as a number, which would fix it in the file: '
+                               'x.shape[0] in place of len(x) or int(...). Or export it for one size: --batch-size 1. '
+                               f'torch says: {error}') from error
+        raise RuntimeError(f'torch.export cannot follow the model: {type(error).__name__} {error}') from error
 
 
 def _needs(*packages: str) -> None:
@@ -87,6 +101,8 @@ def verify_onnx(model: Any, path: str | Path, images: Sequence[Any] = (),
                 shape: Sequence[int] | None = None) -> list[Comparison]:
     """Compare model and file, which onnxruntime runs on the CPU: on noise in batches of 1 and 3, and on `images`.
 
+    A file for one size of batch gets batches of that.
+
     Args:
         images: files, or uint8 BGR arrays (H, W, 3); each goes through the model's test pipeline.
     """
@@ -94,10 +110,11 @@ def verify_onnx(model: Any, path: str | Path, images: Sequence[Any] = (),
     import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     model = copy.deepcopy(model).cpu().eval()
-    size = shape or _shape_of(model)
-    inputs = [(f'noise, batch of {n}', torch.randn(n, *size)) for n in (1, 3)]
-    inputs += [(Path(image).name if isinstance(image, str | Path) else f'image {i}', prepare_image(model, image)['img'])
-               for i, image in enumerate(images)]
+    size, fixed = shape or _shape_of(model), session.get_inputs()[0].shape[0]
+    batches = (fixed,) if isinstance(fixed, int) else (1, 3)
+    inputs = [(f'noise, batch of {n}', torch.randn(n, *size)) for n in batches]
+    inputs += [(Path(image).name if isinstance(image, str | Path) else f'image {i}',
+                prepare_image(model, image)['img'].repeat(batches[0], 1, 1, 1)) for i, image in enumerate(images)]
     found = []
     for name, img in inputs:
         with torch.no_grad():
@@ -114,6 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', '--output-file', default='model.onnx', help='default model.onnx')
     parser.add_argument('--shape', type=int, nargs=3, metavar=('C', 'H', 'W'),
                         help='of an image; default what the test pipeline gives')
+    parser.add_argument('--batch-size', type=int, metavar='N', help='a file for batches of N alone; default any')
     parser.add_argument('--opset', '--opset-version', type=int, help='ONNX operator set; default the exporter\'s')
     parser.add_argument('--verify', action='store_true',
                         help='compare with the model, on noise and on images; status 1 if they differ')
@@ -125,7 +143,7 @@ def _run(args: argparse.Namespace) -> int:
     checked_output(args.output, ('.onnx',), '--output')
     _needs('onnx', 'onnxscript', *['onnxruntime'] * args.verify)
     model = init_model(args.config, args.checkpoint, 'cpu', args.cfg_options)
-    path = export_onnx(model, args.output, args.shape, args.opset)
+    path = export_onnx(model, args.output, args.shape, args.opset, args.batch_size)
     print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
     if not args.verify:
         return 0
