@@ -7,6 +7,7 @@ import re
 import cv2
 import numpy as np
 import pytest
+from figures import assert_nothing_is_cut_off
 
 from workspace_lib.tools import mistakes
 from workspace_lib.tools.analyze import Analysis, analyze, precision_table
@@ -84,6 +85,7 @@ def test_many_classes_show_the_most_confused_and_count_the_rest():
     names = [f'class number {i}' for i in range(200)]
     plot = mistakes.confusion_plot(found, labels, names)
     axes = plot.figure.axes[0]
+    assert_nothing_is_cut_off(plot)
     rows = [tick.get_text() for tick in axes.get_yticklabels()]
     assert len(rows) == 20 and [t.get_text() for t in axes.get_xticklabels()] == [*rows, 'any other']
     assert {mistakes.pair_table(found, labels, names).rows[0][i] for i in (0, 1)} <= set(rows)
@@ -116,6 +118,7 @@ def test_the_worst_mistakes_are_named_with_file_and_true_class(analysis):
     assert (first['file'], first['true'], first['predicted']) == ('3.jpg', 'tabby, tabby cat', 'fish <raw>')
     assert first['confidence'] == pytest.approx(.95)
     assert [m['image'] for m in analysis.numbers['worst mistakes']] == [3, 2, 5]
+    assert_nothing_is_cut_off(analysis.plots['mistakes'])
     titles = [axes.get_title() for axes in analysis.plots['mistakes'].figure.axes]
     assert titles[0] == 'tabby\n→ fish <raw>\n95%'
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from figures import assert_nothing_is_cut_off
 
 from workspace_lib.tools.analyze_logs import curve, curves_plot, default_keys, read_runs, time_table
 from workspace_lib.tools.cli import main
@@ -56,6 +57,7 @@ def test_several_runs_share_a_picture_and_no_two_look_alike(write):
     runs = read_runs([write(name, THEIRS) for name in 'abcdefg'])
     plot = curves_plot(runs, ['loss', 'accuracy_top-1'])
     assert [axes.get_ylabel() for axes in plot.figure.axes] == ['loss', 'accuracy_top-1 (%)']
+    assert_nothing_is_cut_off(plot)
     lines = plot.figure.axes[0].lines
     looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines]
     assert len(lines) == 7 and len({colour for colour, *_ in looks}) == len({marker for _, marker, _ in looks}) == 7

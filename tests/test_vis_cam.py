@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from figures import assert_nothing_is_cut_off
 from torch import nn
 
 from workspace_lib.models import ImageClassifier, LinearClsHead
@@ -134,6 +135,7 @@ def test_on_a_photograph_the_map_lies_on_the_coffee(lite0):
     assert name == 'espresso' and probability > 50
     assert 40 < row < 130 and 40 < column < 150  # the inside of the cup, of 224 x 224
     assert 'espresso' in plot.figure._suptitle.get_text()
+    assert_nothing_is_cut_off(plot)
 
 
 @pytest.mark.parametrize('side', ['left', 'right'])

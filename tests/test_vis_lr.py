@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from figures import assert_nothing_is_cut_off
 
 from workspace_lib import schedules
 from workspace_lib.tools.cli import main
@@ -35,6 +36,7 @@ def test_the_curve_is_what_a_training_logs(tmp_path):
 def test_steps_and_their_numbers(tmp_config):
     plot = lr_plot(recipe(tmp_config, "dict(policy='step', step=[1, 2])"), iters_per_epoch=4)
     np.testing.assert_allclose(curve(plot), [.5] * 4 + [.05] * 4 + [.005] * 4)
+    assert_nothing_is_cut_off(plot)
     assert plot.table.rows == [(1, 0, '0.5', '0.5'), (2, 4, '0.05', '0.05'), (3, 8, '0.005', '0.005')]
     assert (plot.figure.axes[0].get_xlabel(), plot.figure.axes[0].get_ylabel()) == ('epoch', 'learning rate')
 

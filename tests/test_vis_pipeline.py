@@ -4,11 +4,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from figures import assert_nothing_is_cut_off
 
-from workspace_lib.datasets import Pipeline
+from workspace_lib.datasets import Pipeline, build_dataset
 from workspace_lib.tools import plots
 from workspace_lib.tools.cli import main
-from workspace_lib.tools.vis_pipeline import pipeline_plots
+from workspace_lib.tools.vis_pipeline import pipeline_plots, sample_plot
 
 DIGITS = 'lenet/lenet5_mnist5k.py'
 STEPS = ['as stored', 'Resize', 'RandomCrop', 'Normalize', 'ImageToTensor']
@@ -33,6 +34,17 @@ def test_the_class_is_named_above_at_11_points_or_more():
     plot = drawn()
     assert plot.figure._suptitle.get_text() == 'MNIST5k[0]\n0 - zero'
     assert min(axes.xaxis.label.get_fontsize() for axes in plot.figure.axes) >= 11
+
+
+@pytest.mark.parametrize('steps', [0, 1, 5])
+def test_nothing_is_cut_off_however_many_steps(tmp_path, steps):
+    cv2.imwrite(str(tmp_path / 'a_photograph_with_a_long_name.png'), np.zeros((90, 120, 3), np.uint8))
+    (tmp_path / 'list.txt').write_text('a_photograph_with_a_long_name.png 0\n')
+    dataset = build_dataset(dict(
+        type='CustomDataset', data_prefix=str(tmp_path), ann_file=str(tmp_path / 'list.txt'),
+        classes=['jaguar, panther, Panthera onca, Felis onca'],
+        pipeline=[dict(type='LoadImageFromFile')] + [dict(type='Resize', size=(60 + i, 60 + i)) for i in range(steps)]))
+    assert_nothing_is_cut_off(sample_plot(dataset, 0))
 
 
 def test_samples_are_spread_over_the_data_set():

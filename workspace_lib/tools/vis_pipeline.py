@@ -17,7 +17,7 @@ from ..config import Config
 from ..recipes import load_config
 from .arguments import add_config, add_part
 from .parts import datasets_of
-from .plots import Plot, changes, displayed, styled
+from .plots import Plot, changes, displayed, short_name, styled
 from .table import Table
 
 MODES = ('original', 'transformed', 'pipeline', 'concat')
@@ -57,13 +57,14 @@ def sample_plot(dataset: Any, index: int, mode: str = 'pipeline') -> Plot:
         del shown[1]  # which the file shows already
     shown = {'original': shown[:1], 'transformed': shown[-1:], 'concat': [shown[0], shown[-1]]}.get(mode, shown)
     rows = [(name, 'x'.join(map(str, img.shape)), str(img.dtype).removeprefix('torch.')) for name, img in shown]
-    figure = Figure(figsize=(2.4 * len(shown), 3.3))
+    figure = Figure(figsize=(max(4.8, 2.4 * len(shown)), 3.9))
     for axes, (_, img), row in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, rows, strict=True):
         axes.imshow(displayed(img, bgr=row[2] == 'uint8'), cmap='gray')
         axes.set_xlabel('\n'.join(row) + ' (stretched)' * (row[2] != 'uint8'))
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], anchor='N')  # what is left of the height is for the names
     name = Path(dataset.filename(index)).name
-    classes = ', '.join(str(dataset.CLASSES[label]) for label in dataset.get_cat_ids(index)) if dataset.CLASSES else ''
+    labels = dataset.get_cat_ids(index) if dataset.CLASSES else []
+    classes = ', '.join(short_name(str(dataset.CLASSES[label])) for label in labels)
     figure.suptitle(f'{name}\n{classes}' if classes else name)
     said = ', '.join(f'{step} {shape} {dtype}' for step, shape, dtype in rows)
     return Plot(figure, f'{name} ({classes}) in its pipeline: {said}.', Table(('step', 'shape', 'dtype'), rows))
