@@ -34,6 +34,7 @@ COMMANDS: dict[str, list[tuple[str, str, str]]] = {
         ('eval_metric', 'eval_metric', 'metrics of a stored result file'),
         ('analyze analyze_results', 'analyze', 'one page: classes, confusions, worst mistakes, learning curves'),
         ('vis_cam', 'vis_cam', 'draw where on an image a class was seen (Grad-CAM)'),
+        ('convert', 'convert', 'names of mmcls, torchvision or timm for weights that have the names of another'),
         ('export pytorch2onnx', 'export', 'write a model as ONNX, and compare the two'),
     ],
 }

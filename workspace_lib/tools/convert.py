@@ -6,9 +6,7 @@ import argparse
 LAYOUTS = ('mmcls', 'torchvision', 'timm')
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    summary = 'rename the weights of mmcls, torchvision or timm for another of them, or make them ready to publish'
-    parser = commands.add_parser('convert', help=summary, description=summary)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('source', metavar='IN', help='path, address or name of a checkpoint')
     parser.add_argument('target', metavar='OUT', help='file to write')
     parser.add_argument('--to', choices=LAYOUTS, help='whose names to give them; default the names they have')
@@ -17,7 +15,6 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('--publish', action='store_true',
                         help='add the date and the first digits of the hash to the name: OUT_20261124-0a1b2c3d.pth')
     parser.add_argument('--force', action='store_true', help='write over an existing file')
-    parser.add_argument('--traceback', action='store_true', help='on an error show the whole Python traceback')
     parser.set_defaults(run=_run)
 
 

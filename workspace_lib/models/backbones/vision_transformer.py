@@ -207,7 +207,7 @@ class VisionTransformer(BaseModule, NamedNorms):
 
     def forward(self, x: Tensor) -> tuple[Any, ...]:
         x, resolution = self.patch_embed(x)                             # (N, h * w, C)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)  # (N, 1 + h * w, C)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # len() would fix the batch of an export
         x = x + resize_pos_embed(self.pos_embed, self.patch_resolution, resolution, self.interpolate_mode,
                                  self.num_extra_tokens)
         x = self.drop_after_pos(x)
