@@ -19,10 +19,10 @@ LAYERS: list[list[tuple[str, ...]]] = [
     [('config',)],
     [('trace',), ('recipes',)],
     [('registry',)],
-    [('dist',), ('device',)],
+    [('dist',), ('device',), ('gpu',)],
     [('download', 'model_zoo', 'packaged', 'safe_load', 'layouts', 'checkpoint'), ('metrics', 'multi_label_metrics')],
     [('datasets',), ('models',), ('optim', 'schedules')],
-    [('runner', 'loops', 'hooks', 'log_hooks')],
+    [('runner', 'loops', 'hooks', 'log_hooks', 'gpu_hook')],
     [('apis',)],
     [('tools',)],
 ]

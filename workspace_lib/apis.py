@@ -19,6 +19,7 @@ from .checkpoint import load_checkpoint
 from .config import Config, where
 from .datasets import ImageNet, Pipeline, build_dataloader, build_dataset
 from .device import Precision, describe_device, select_device
+from .gpu_hook import GPUMonitorHook as GPUMonitorHook
 from .hooks import IterTimerHook, LrUpdaterHook, OptimizerHook
 from .loops import EvalHook
 from .loops import single_gpu_test as single_gpu_test

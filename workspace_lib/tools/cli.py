@@ -21,6 +21,7 @@ COMMANDS: dict[str, list[tuple[str, str, str]]] = {
         ('train', 'main_commands:add_train', 'train a classifier'),
         ('test', 'main_commands:add_test', 'evaluate a checkpoint on the test set'),
         ('infer image_demo', 'main_commands:add_infer', 'classify one image'),
+        ('gpu', 'gpu', 'what every GPU does, who uses it, what holds it back'),
     ],
     'before a training': [
         ('config print_config', 'main_commands:add_config_command', 'print the resolved config'),
