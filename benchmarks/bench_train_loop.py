@@ -16,13 +16,13 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from workspace_lib.hooks import CheckpointHook, IterTimerHook, LrUpdaterHook, OptimizerHook
+from workspace_lib.hooks import CheckpointHook, Hook, IterTimerHook, LrUpdaterHook, OptimizerHook
 from workspace_lib.log_hooks import ProgressBarHook, TextLoggerHook
 from workspace_lib.models import build_classifier
 from workspace_lib.optim import lr_schedule
@@ -61,8 +61,8 @@ def plain(model: nn.Module, batches: list[dict]) -> float:
     return time.perf_counter() - start
 
 
-def ours(model: nn.Module, batches: list[dict]) -> float:
-    """One epoch of the runner with the default hooks. Returns seconds."""
+def ours(model: nn.Module, batches: list[dict], more: Sequence[Hook] = ()) -> float:
+    """One epoch of the runner with the default hooks, and `more`. Returns seconds."""
     with tempfile.TemporaryDirectory() as folder:
         runner = EpochBasedRunner(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
                                   work_dir=folder, max_epochs=1, logger=logging.getLogger('bench'))
@@ -72,6 +72,8 @@ def ours(model: nn.Module, batches: list[dict]) -> float:
         runner.register_hook(IterTimerHook())
         runner.register_hook(ProgressBarHook())
         runner.register_hook(TextLoggerHook(interval=100))
+        for hook in more:
+            runner.register_hook(hook)
         with contextlib.redirect_stderr(io.StringIO()):
             start = time.perf_counter()
             runner.run([batches], [('train', 1)])

@@ -55,7 +55,7 @@ class GPUMonitorHook(Hook):
             return
         try:
             self.session = open_nvml(self.nvml)
-            card = Card(self.session, _handle(self.session, runner.precision.device))
+            card = _card(self.session, runner.precision.device)
         except RuntimeError as error:
             runner.logger.warning('the log will have no GPU figures: %s', error)
             return
@@ -118,18 +118,23 @@ class GPUMonitorHook(Hook):
         self.waited = self.elapsed = 0.
 
 
-def _handle(nvml: Any, device: torch.device) -> Any:
+def _card(nvml: Any, device: torch.device) -> Card:
     """By its UUID: NVML counts all cards, CUDA those of CUDA_VISIBLE_DEVICES, in another order."""
     try:
-        if device.type != 'cuda':
-            return nvml.nvmlDeviceGetHandleByIndex(0)
-        uuid = str(torch.cuda.get_device_properties(device).uuid)  # without the prefix that NVML wants
-        try:
-            return nvml.nvmlDeviceGetHandleByUUID(f'GPU-{uuid}')
-        except nvml.NVMLError:
-            return nvml.nvmlDeviceGetHandleByUUID(f'MIG-{uuid}')
+        return Card(nvml, _handle(nvml, device))
     except nvml.NVMLError as error:
-        raise RuntimeError(f'NVML does not find {device} ({error}); make doctor looks at the driver') from error
+        nvml.nvmlShutdown()
+        raise RuntimeError(f'NVML does not find {device} ({error}): make doctor looks at the driver') from error
+
+
+def _handle(nvml: Any, device: torch.device) -> Any:
+    if device.type != 'cuda':
+        return nvml.nvmlDeviceGetHandleByIndex(0)
+    uuid = str(torch.cuda.get_device_properties(device).uuid)  # without the prefix that NVML wants
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(f'GPU-{uuid}')
+    except nvml.NVMLError:  # a part of a card
+        return nvml.nvmlDeviceGetHandleByUUID(f'MIG-{uuid}')
 
 
 def _last(runner: EpochBasedRunner, name: str, count: int) -> float:

@@ -57,7 +57,7 @@ def look(nvml: Any) -> list[Gpu]:
     try:
         count = nvml.nvmlDeviceGetCount()
     except nvml.NVMLError as error:
-        raise RuntimeError(f'NVML does not say how many GPUs there are ({error}); make doctor finds out why') from error
+        raise RuntimeError(f'NVML does not say how many GPUs there are ({error}): make doctor finds out why') from error
     if count == 0:
         raise RuntimeError('the NVIDIA driver answers, but has no GPU: make doctor finds out why, and what mends it')
     return [_look_at(nvml, index) for index in range(count)]

@@ -20,9 +20,11 @@ from .plots import BLUE, GREY, STYLE, VERMILLION, Plot
 from .table import Table
 
 _WIDTH, _HEIGHT = 160, 28  # pixels of a bar, of a history
-#: No two cards share colour and stroke; Okabe and Ito's colours.
-_LINES: list[dict[str, Any]] = [dict(color=color, linestyle=stroke) for stroke in ('-', '--') for color in
-                                (BLUE, VERMILLION, '#009E73', '#CC79A7')]
+#: Neighbours differ in colour (Okabe and Ito's) and in stroke; no two of eight share both.
+_LINES: list[dict[str, Any]] = [
+    dict(color=color, linestyle=stroke) for color, stroke in zip(
+        (BLUE, VERMILLION, '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', BLUE),
+        ('-', '--', '-.', ':', '-', '--', '-.', ':'), strict=True)]
 
 
 def panel_html(looks: Sequence[Look]) -> str:
@@ -140,7 +142,7 @@ class GPUPanel:
 
 
 def gpu_history(looks: Sequence[Look]) -> Plot:
-    """Busy, memory, power and temperature of each GPU over time; a band of dots where power or heat held it back.
+    """Busy, memory, power and temperature of each GPU over time; dots where power or heat held it back.
 
     Raises:
         ValueError: no looks.
@@ -156,7 +158,8 @@ def gpu_history(looks: Sequence[Look]) -> Plot:
             for index in cards:
                 _curve(axes, looks, index, value)
             axes.set_ylim(0, None)
-        panels[0].legend([f'GPU {index}' for index in cards], loc='lower right')
+        panels[0].set_title('dots: power or heat held the clocks down')
+        figure.legend(*panels[0].get_legend_handles_labels(), loc='outside upper center', ncols=4)
         panels[-1].set_xlabel('seconds')
     rows = [_row(index, name, looks) for index, name in cards.items()]
     said = '; '.join(f'GPU {row[0]} ({row[1]}) busy {row[2]} % on average, held back {row[6]} %' for row in rows)
@@ -174,7 +177,7 @@ _PANELS = {'busy (%)': lambda sample: sample.utilisation,
 def _curve(axes: Any, looks: Sequence[Look], index: int, value: Any) -> None:
     points = [(when - looks[0][0], gpu.sample) for when, gpus in looks for gpu in gpus if gpu.index == index]
     y = [float('nan') if (one := value(sample)) is None else one for _, sample in points]
-    line, = axes.plot([x for x, _ in points], y, **_LINES[index % len(_LINES)])
+    line, = axes.plot([x for x, _ in points], y, label=f'GPU {index}', **_LINES[index % len(_LINES)])
     held = [at for at, (_, sample) in enumerate(points) if sample.held_back]
     axes.plot([points[at][0] for at in held], [y[at] for at in held], 'o', color=line.get_color(), markersize=4)
 
