@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from nvml_replay import NVMLError, Replay
 from torch import nn
 
 from workspace_lib import gpu_hook
+from workspace_lib.datasets import build_dataloader
 from workspace_lib.gpu import Card, Sample
 from workspace_lib.gpu_hook import GPUMonitorHook, advice, summary
 from workspace_lib.hooks import Hook, IterTimerHook, OptimizerHook
@@ -282,6 +284,29 @@ def test_a_starved_gpu_is_said_once_an_epoch_with_what_to_change(fixed, warnings
                           'packed'] * 2
 
 
+def test_a_slow_loader_is_found_by_the_real_timer_and_thread(warnings):
+    class Slow(Batches):
+        def __iter__(self):
+            for batch in super().__iter__():
+                time.sleep(0.01)
+                yield batch
+    model = Model()
+    runner = EpochBasedRunner(model, torch.optim.SGD(model.parameters(), lr=0.1), max_epochs=1,
+                              logger=logging.getLogger(LOGGER))
+    for hook in (OptimizerHook(), IterTimerHook(), GPUMonitorHook(interval=0.005, nvml=of(38)), Entries(interval=5)):
+        runner.register_hook(hook)
+    runner.run([Slow([{}] * 40)], [('train', 1)])
+    said, = warnings()
+    assert re.match(r'the loader, not the GPU, is the limit: (\d+)% of', said)
+
+
+def test_what_came_after_a_warning_does_not_count_in_the_next_epoch(fixed, warnings):
+    nvml, busy = of(38), 2 * (2 + 30)  # looks until the second epoch: before each, and at the entries of the first
+    nvml.answers['nvmlDeviceGetUtilizationRates', 'gpu0'] = [dict(gpu=38, memory=0)] * busy + [dict(gpu=96, memory=0)]
+    run(Times(0.4), GPUMonitorHook(nvml=nvml), Entries(interval=2), batches=60, epochs=2)
+    assert len(warnings()) == 1
+
+
 def test_a_busy_gpu_is_no_reason_to_speak(fixed, warnings):
     run(Times(0.05), GPUMonitorHook(nvml=of(96)), Entries(interval=2), batches=60)
     assert warnings() == []
@@ -315,6 +340,12 @@ def test_more_workers_than_cores_are_not_advised(monkeypatch):
     found, = advice([sample(30)], 0.5, Batches())
     assert 'Raise' not in found and found.endswith('data.workers_per_gpu is 2 for 2 cores: train on a copy of the data '
                                                    'set whose images are resized once, or packed')
+
+
+def test_the_librarys_loader_names_its_workers_and_its_batch():
+    loader = build_dataloader([dict(img=torch.zeros(3, 8, 8, dtype=torch.uint8))] * 8, 4, 0)
+    assert 'Raise data.samples_per_gpu from 4 ' in advice([sample(30)], 0.02, loader)[0]
+    assert 'Raise data.workers_per_gpu from 0 ' in advice([sample(30)], 0.5, loader)[0]
 
 
 def test_a_loader_that_names_nothing():

@@ -100,12 +100,14 @@ class GPUMonitorHook(Hook):
         runner.log_buffer.update(summary(samples))
 
     def _judge(self, runner: EpochBasedRunner, samples: list[Sample], count: int) -> None:
+        if self.advised == runner.epoch:
+            return
         # Not the first batch of an epoch: it waits for the workers to start.
         count -= runner.inner_iter + 1 == count
         self.samples += samples
         self.waited += _last(runner, 'data_time', count)
         self.elapsed += _last(runner, 'time', count)
-        if len(self.samples) < _ENOUGH or self.advised == runner.epoch:
+        if len(self.samples) < _ENOUGH:
             return
         found = advice(self.samples, self.waited / self.elapsed if self.elapsed else None, runner.data_loader)
         self._forget()

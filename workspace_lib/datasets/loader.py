@@ -73,6 +73,10 @@ class Loader:
     def __len__(self) -> int:
         return len(self._requests)
 
+    @property
+    def num_workers(self) -> int:
+        return self._batches.num_workers
+
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next pass is; without this call, each pass is the one after the last."""
         self._requests.epoch = epoch

@@ -11,3 +11,4 @@ log_level = 'INFO'
 load_from = None
 resume_from = None
 workflow = [('train', 1)]
+# custom_hooks = [dict(type='GPUMonitorHook')]  # load, memory, power and heat of the GPU in the log
