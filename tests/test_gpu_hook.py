@@ -131,6 +131,18 @@ def test_each_entry_is_of_its_own_samples(fixed):
     assert len({entry['gpu_power'] for entry in entries.seen}) == 3
 
 
+def test_a_run_counted_in_iterations(fixed, warnings):
+    iterations = pytest.importorskip('workspace_lib.iter_runner').IterBasedRunner
+    model, entries = Model(), Entries(interval=5)
+    runner = iterations(model, torch.optim.SGD(model.parameters(), lr=0.1), max_iters=42,
+                        logger=logging.getLogger(LOGGER))
+    for hook in (OptimizerHook(), Times(0.4), GPUMonitorHook(nvml=of(38)), entries):
+        runner.register_hook(hook)
+    runner.run([Batches([{}] * 40)], [('train', 1)])
+    assert [entry['iter'] for entry in entries.seen] == [5, 10, 15, 20, 25, 30, 35, 40, 42]
+    assert all(entry['gpu_util'] == 38 for entry in entries.seen) and len(warnings()) == 1
+
+
 def test_the_shortest_interval_of_the_loggers_counts(fixed):
     often, seldom = Entries(interval=4), Entries(interval=12)
     run(GPUMonitorHook(nvml=Replay()), seldom, often, batches=12)

@@ -121,7 +121,6 @@ class GPUMonitorHook(Hook):
 
 
 def _card(nvml: Any, device: torch.device) -> Card:
-    """By its UUID: NVML counts all cards, CUDA those of CUDA_VISIBLE_DEVICES, in another order."""
     try:
         return Card(nvml, _handle(nvml, device))
     except nvml.NVMLError as error:
@@ -130,6 +129,7 @@ def _card(nvml: Any, device: torch.device) -> Card:
 
 
 def _handle(nvml: Any, device: torch.device) -> Any:
+    """By its UUID: NVML counts all cards, CUDA those of CUDA_VISIBLE_DEVICES, in another order."""
     if device.type != 'cuda':
         return nvml.nvmlDeviceGetHandleByIndex(0)
     uuid = str(torch.cuda.get_device_properties(device).uuid)  # without the prefix that NVML wants
