@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
+from .borrow import Offer, lender_of, offer
 from .config import where
 from .trace import Line, import_chain, recorded, shown, source_line
 from .trace import trace_builds as trace_builds
+
+_log = logging.getLogger(__name__)
 
 
 class Registry:
@@ -26,16 +30,19 @@ class Registry:
         build_func: called as `build_func(cfg, registry=self)`; default the parent's, else `build_from_cfg`.
         parent: the registry through which sibling packages find this one, as in `type='mmdet.ResNet'`.
         scope: the prefix that names this table; default the package that constructs it.
+        lender: a table of another package, as `mmcls.models.builder:MODELS`, that is asked for names not in this one.
     """
 
-    def __init__(self, name: str, build_func: Callable[..., Any] | None = None,
-                 parent: Registry | None = None, scope: str | None = None) -> None:
+    def __init__(self, name: str, build_func: Callable[..., Any] | None = None, parent: Registry | None = None,
+                 scope: str | None = None, lender: str | None = None) -> None:
         caller = sys._getframe(1).f_globals.get('__name__', '__main__')
         self.name = name
         self.scope = caller.split('.')[0] if scope is None else scope
         self.parent = parent
         self.children: dict[str, Registry] = {}
         self.module_dict: dict[str, Callable[..., Any]] = {}
+        self.lender = lender
+        self.borrowed: dict[str, Callable[..., Any]] = {}
         self._imports: dict[str, list[Line]] = {}
         inherited = build_from_cfg if parent is None else parent.build_func
         self.build_func: Callable[..., Any] = build_func or inherited
@@ -46,7 +53,9 @@ class Registry:
         return len(self.module_dict)
 
     def __contains__(self, key: str) -> bool:
-        return self.get(key) is not None
+        """Whether the table has that name itself: nothing is borrowed, or imported, to answer."""
+        registry, name = self._home(key)
+        return registry is not None and name in registry.module_dict
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(name={self.name}, items={self.module_dict})'
@@ -68,9 +77,27 @@ class Registry:
         return (None, key) if self.parent is None else self.parent._home(key)
 
     def get(self, key: str) -> Callable[..., Any] | None:
-        """The class or function of that name, or None. A parent is searched only for a `scope.Name`."""
+        """The class or function of that name, the lender's if it has none of its own, or None.
+
+        A parent is searched only for a `scope.Name`.
+        """
         registry, name = self._home(key)
-        return None if registry is None else registry.module_dict.get(name)
+        return None if registry is None else registry.module_dict.get(name) or registry._borrow(name)
+
+    def _borrow(self, name: str) -> Callable[..., Any] | None:
+        if self.lender is None or name in self.borrowed:
+            return self.borrowed.get(name)
+        borrowed = offer(self.lender).classes.get(name)
+        if borrowed is not None:
+            self.borrowed[name] = borrowed
+            _log.warning('%s is borrowed from %s', name, lender_of(borrowed))
+        return borrowed
+
+    def lender_of(self, key: str) -> str | None:
+        """Package and version from which the class of that name is borrowed; None if it is not."""
+        registry, name = self._home(key)
+        borrowed = registry is not None and name not in registry.module_dict and registry.borrowed.get(name)
+        return lender_of(borrowed) if borrowed else None
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """`build_func(cfg, registry=self)`: the object that a config dict describes."""
@@ -119,24 +146,28 @@ class Registry:
     def registered_by(self, name: str) -> list[Line]:
         """Which import registered it: (file, line) of each import statement, outermost first.
 
-        The last entry is where the class itself is written. Raises KeyError for an unknown name.
+        The last entry is where the class itself is written. A borrowed class has the lender in place of the
+        imports: ('borrowed from mmcls 0.25.0', 0). Raises KeyError for an unknown name.
         """
         registry, key = self._home(name)
-        if registry is None or key not in registry.module_dict:
+        if registry is None or registry.get(key) is None:
             raise KeyError(self._unknown(name))
+        if lender := self.lender_of(name):
+            return [(f'borrowed from {lender}', 0), source_line(registry.borrowed[key])]
         chain = registry._imports.get(key, [])
         source = source_line(registry.module_dict[key])
         return chain + [source] if source[0] and source not in chain[-1:] else list(chain)
 
     def _unknown(self, name: str) -> str:
         registry, key = self._home(name)
-        known = {n.lower(): n for n in (registry or self).module_dict}
+        others = Offer({}, '') if registry is None or registry.lender is None else offer(registry.lender)
+        known = {n.lower(): n for n in [*others.classes, *(registry or self).module_dict]}
         near = [known[n] for n in difflib.get_close_matches(key.split('.')[-1].lower(), known)]
         hint = f'; nearest: {", ".join(near)}' if near else ''
         if registry is None:
             hint += f'; no registry of scope {key.partition(".")[0]!r} is known here'
         return (f'{name} is not in the {self.name} registry{hint}. '
-                'Is the module that defines it imported (custom_imports)?')
+                'Is the module that defines it imported (custom_imports)?' + others.absent)
 
 
 def build_from_cfg(cfg: dict[str, Any], registry: Registry,
@@ -171,7 +202,8 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry,
         raise TypeError(f'type must be a str, a class or a function, but got {type(target)}'
                         + _place(cfg, 'type'))
     try:
-        with recorded(registry.name, kind, target, args) as finish:
+        lender = registry.lender_of(kind) if isinstance(kind, str) else None
+        with recorded(registry.name, kind, target, args, lender) as finish:
             _check_keywords(target, args, cfg)
             return finish(target(**args))
     except Exception as error:
@@ -203,12 +235,12 @@ def _defined_again(old: Any, new: Any) -> bool:
     return same and old is not new and '<locals>' not in new.__qualname__
 
 
-MODELS = Registry('models', scope='mmcls')
+MODELS = Registry('models', scope='mmcls', lender='mmcls.models.builder:MODELS')
 BACKBONES = NECKS = HEADS = LOSSES = CLASSIFIERS = MODELS
-DATASETS = Registry('dataset', scope='mmcls')
-PIPELINES = Registry('pipeline', scope='mmcls')
-SAMPLERS = Registry('sampler', scope='mmcls')
-HOOKS = Registry('hook', scope='mmcls')
+DATASETS = Registry('dataset', scope='mmcls', lender='mmcls.datasets.builder:DATASETS')
+PIPELINES = Registry('pipeline', scope='mmcls', lender='mmcls.datasets.builder:PIPELINES')
+SAMPLERS = Registry('sampler', scope='mmcls', lender='mmcls.datasets.builder:SAMPLERS')
+HOOKS = Registry('hook', scope='mmcls', lender='mmcv.runner:HOOKS')
 RUNNERS = Registry('runner', scope='mmcls')
 OPTIMIZERS = Registry('optimizer', scope='mmcls')
 OPTIMIZER_BUILDERS = Registry('optimizer builder', scope='mmcls')

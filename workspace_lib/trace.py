@@ -29,8 +29,10 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def shown(line: Line) -> str:
-    """`file:line`, relative to the working folder when inside it."""
+    """`file:line`, relative to the working folder when inside it; without a line, just the text."""
     file, number = line
+    if not number:
+        return file
     if f'{os.sep}ipykernel_' in file:  # a temporary name, another one in each kernel
         return f'notebook cell:{number}'
     return f'{os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file}:{number}'
@@ -72,6 +74,7 @@ class BuildRecord:
     target: Callable[..., Any] = field(repr=False)
     args: dict[str, Any]
     depth: int
+    lender: str | None = None  # package and version, where the class is borrowed
     parameters: int | None = None
     seconds: float = 0.0
     error: str | None = None
@@ -98,6 +101,7 @@ class BuildRecord:
         count = '-' if self.parameters is None else f'{self.parameters:,}'
         failed = f'  FAILED {self.error}' if self.error else ''
         source = shown((self.file, self.line)) if self.file else '(not Python)'
+        source = f'{source} borrowed from {self.lender}' if self.lender else source
         return self.type, self.registry, source, count, f'{self.seconds * 1e3:.1f} ms{failed}'
 
 
@@ -153,7 +157,8 @@ def trace_builds() -> Iterator[BuildTrace]:
 
 
 @contextmanager
-def recorded(registry: str, kind: Any, target: Any, args: dict[str, Any]) -> Iterator[Callable[[Any], Any]]:
+def recorded(registry: str, kind: Any, target: Any, args: dict[str, Any],
+             lender: str | None = None) -> Iterator[Callable[[Any], Any]]:
     """Around one build: writes it into every open trace; what it yields is called with the built object."""
     traces = _TRACES.get()
     if not traces:
@@ -161,7 +166,7 @@ def recorded(registry: str, kind: Any, target: Any, args: dict[str, Any]) -> Ite
         return
     name = kind if isinstance(kind, str) else target.__name__
     # a constructor may pop from the nested dicts it is given: keep copies of them
-    records = [BuildRecord(registry, name, target, _copied(args), t.depth) for t in traces]
+    records = [BuildRecord(registry, name, target, _copied(args), t.depth, lender) for t in traces]
     for trace, record in zip(traces, records, strict=True):
         trace.records.append(record)
         trace.depth += 1
