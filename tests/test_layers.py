@@ -21,9 +21,9 @@ LAYERS: list[list[tuple[str, ...]]] = [
     [('registry',)],
     [('dist',), ('device',), ('gpu',)],
     [('download', 'model_zoo', 'packaged', 'safe_load', 'layouts', 'checkpoint'), ('metrics', 'multi_label_metrics')],
-    [('datasets',), ('models',), ('optim', 'schedules')],
-    [('runner', 'loops', 'hooks', 'log_hooks', 'gpu_hook')],
-    [('apis',)],
+    [('datasets',), ('models',), ('optim', 'lamb', 'schedules', 'policies')],
+    [('runner', 'iter_runner', 'loops', 'hooks', 'log_hooks', 'gpu_hook', 'weight_hooks')],
+    [('apis', 'checks')],
     [('tools',)],
 ]
 PLACE = {module: (level, room) for level, rooms in enumerate(LAYERS) for room in rooms for module in room}

@@ -16,21 +16,28 @@ import torch
 
 from . import log_hooks
 from .checkpoint import load_checkpoint
+from .checks import check_class_count as check_class_count
+from .checks import check_sync_batchnorm
+from .checks import try_metrics as try_metrics
 from .config import Config, where
 from .datasets import ImageNet, Pipeline, build_dataloader, build_dataset
 from .device import Precision, describe_device, select_device
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
-from .hooks import IterTimerHook, LrUpdaterHook, OptimizerHook
+from .hooks import IterTimerHook, LrUpdaterHook, MomentumUpdaterHook, OptimizerHook
+from .iter_runner import IterBasedRunner as IterBasedRunner
 from .loops import EvalHook
 from .loops import single_gpu_test as single_gpu_test
 from .models import build_classifier
-from .optim import build_optimizer, lr_schedule
+from .optim import build_optimizer, lr_schedule, momentum_schedule
 from .recipes import load_config as load_config
 from .registry import DATASETS, HOOKS, RUNNERS
 from .runner import EpochBasedRunner
+from .weight_hooks import EMAHook as EMAHook
 
 #: Keys of ``data`` that are not arguments of ``build_dataloader``.
 _DATA_SECTIONS = ('train', 'val', 'test', 'train_dataloader', 'val_dataloader', 'test_dataloader')
+#: What a recipe for Graphcore's IPUs says to their runner and their loader.
+_OF_IPUS = ('ipu_model_cfg', 'options_cfg', 'mode')
 
 
 def init_random_seed(seed: int | None = None) -> int:
@@ -137,8 +144,9 @@ def loader_config(cfg: Config, split: str) -> dict[str, Any]:
     if split == 'train':
         augments = (cfg.get('model', {}).get('train_cfg') or {}).get('augments')
         fixed = dict(shuffle=True, sampler_cfg=cfg.get('sampler'), augments=augments)
+    own = {key: value for key, value in cfg.data.get(f'{split}_dataloader', {}).items() if key not in _OF_IPUS}
     return {'samples_per_gpu': 1, 'workers_per_gpu': 0, **shared, **fixed, 'seed': cfg.get('seed'),
-            'channels_last': bool(cfg.get('channels_last')), **cfg.data.get(f'{split}_dataloader', {})}
+            'channels_last': bool(cfg.get('channels_last')), **own}
 
 
 def build_loader(cfg: Config, split: str, dataset: Any, device: torch.device) -> Any:
@@ -184,6 +192,7 @@ def build_training(model: Any, dataset: Any, cfg: Config, validate: bool = False
     Nothing is written yet: a mistake in the config is found here rather than after an epoch.
     """
     chosen = select_device(device if device is not None else cfg.get('device', 'auto'))
+    check_sync_batchnorm(model, cfg, chosen)
     model = _prepare_model(model, cfg, chosen)
     datasets = dataset if isinstance(dataset, list | tuple) else [dataset]
     loaders = [build_loader(cfg, mode, split, chosen)
@@ -224,6 +233,9 @@ def _prepare_model(model: Any, cfg: Config, device: torch.device) -> Any:
 
 def _build_runner(model: Any, cfg: Config, device: torch.device, meta: dict | None) -> EpochBasedRunner:
     section = cfg.get('runner') or dict(type='EpochBasedRunner', max_epochs=cfg.get('total_epochs'))
+    if ignored := [key for key in _OF_IPUS if key in section]:
+        logging.getLogger('workspace_lib').warning('runner.%s: for IPUs, ignored on %s', ', '.join(ignored), device)
+        section = {key: value for key, value in section.items() if key not in ignored}
     return RUNNERS.build(section, default_args=dict(
         model=model, optimizer=build_optimizer(model, cfg.optimizer), work_dir=cfg.get('work_dir'),
         logger=logging.getLogger('workspace_lib'), meta=meta,
@@ -231,14 +243,17 @@ def _build_runner(model: Any, cfg: Config, device: torch.device, meta: dict | No
 
 
 def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int) -> None:
-    schedule = lr_schedule(cfg.lr_config, runner.max_epochs, iters_per_epoch) if cfg.get('lr_config') else None
-    if schedule is not None:
-        runner.register_hook(LrUpdaterHook(schedule))
+    length = (runner.max_epochs, iters_per_epoch) if runner.by_epoch else (None, iters_per_epoch, runner.max_iters)
+    if cfg.get('lr_config'):
+        runner.register_hook(LrUpdaterHook(lr_schedule(cfg.lr_config, *length)))
+    if cfg.get('momentum_config'):
+        runner.register_hook(MomentumUpdaterHook(momentum_schedule(cfg.momentum_config, *length)))
     optimizer_config = cfg.get('optimizer_config') or {}
     runner.register_hook(HOOKS.build(optimizer_config, default_args=dict(type='OptimizerHook'))
                          if optimizer_config else OptimizerHook())
     if cfg.get('checkpoint_config'):
-        runner.register_hook(HOOKS.build(cfg.checkpoint_config, default_args=dict(type='CheckpointHook')))
+        runner.register_hook(HOOKS.build(cfg.checkpoint_config, default_args=dict(
+            type='CheckpointHook', by_epoch=runner.by_epoch)))
     runner.register_hook(IterTimerHook())
     runner.register_hook(log_hooks.ProgressBarHook())
     custom = cfg.get('custom_hooks') or []
@@ -254,7 +269,8 @@ def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int)
 def _register_evaluation(runner: EpochBasedRunner, cfg: Config, device: torch.device) -> None:
     dataset = build_dataset(cfg.data.val, dict(test_mode=True))
     check_class_count(runner.model, dataset, cfg)
-    hook = EvalHook(build_loader(cfg, 'val', dataset, device), **(cfg.get('evaluation') or {}))
+    loader = build_loader(cfg, 'val', dataset, device)
+    hook = EvalHook(loader, **{'by_epoch': runner.by_epoch, **(cfg.get('evaluation') or {})})
     try:
         metrics = try_metrics(dataset, **hook.eval_kwargs)
     except (TypeError, ValueError) as error:
@@ -266,37 +282,13 @@ def _register_evaluation(runner: EpochBasedRunner, cfg: Config, device: torch.de
     runner.register_hook(hook)
 
 
-def try_metrics(dataset: Any, metric: Any = None, metric_options: dict | None = None,
-                **others: Any) -> dict[str, Any]:
-    """Evaluate one made-up score (of each part): a misspelt metric is found now instead of after an hour of testing."""
-    if others:
-        known = ('interval', 'by_epoch', 'start', 'save_best', 'rule', 'metric', 'metric_options')
-        raise TypeError(f'unknown key {", ".join(others)}; known: {", ".join(known)}')
-    if dataset.CLASSES is None or not len(dataset):
-        return {}
-    scores = np.full(len(dataset.CLASSES), 1 / len(dataset.CLASSES), np.float32)
-    lasts = [end - 1 for end in getattr(dataset, 'cumulative_sizes', [1])]
-    return dataset.evaluate([scores] * len(lasts), metric, metric_options, indices=lasts)
-
-
-def check_class_count(model: Any, dataset: Any, cfg: Config) -> None:
-    """A head that is too small would fail in the loss; one that is too large trains, and wastes a week."""
-    # LeNet-5 and VGG classify in the backbone, under a head without weights.
-    part = next((name for name in ('head', 'backbone')
-                 if isinstance(getattr(getattr(model, name, None), 'num_classes', None), int)), None)
-    if part is None or dataset.CLASSES is None:
-        return
-    outputs, classes = getattr(model, part).num_classes, len(dataset.CLASSES)
-    if 0 < outputs != classes:
-        raise ValueError(f'the {part} has num_classes={outputs} ({where(cfg.model.get(part), "num_classes")}), but '
-                         f'{type(dataset).__name__} has {classes} classes; set model.{part}.num_classes={classes}')
-
-
 def _say_start(runner: EpochBasedRunner, loader: Any, cfg: Config) -> None:
     if cfg.get('resume_from') or cfg.get('load_from'):
-        runner.logger.info('%s, from epoch %d on', cfg.get('resume_from') or cfg.get('load_from'), runner.epoch + 1)
+        runner.logger.info('%s, from epoch %d, iteration %d on', cfg.get('resume_from') or cfg.get('load_from'),
+                           runner.epoch + 1, runner.iter + 1)
     parameters = sum(p.numel() for p in runner.model.parameters())
-    runner.logger.info('%s on %s, %s: %s images, %d iterations an epoch, %d epochs; %s parameters; folder %s',
+    _, end, unit = runner.progress()
+    runner.logger.info('%s on %s, %s: %s images, %d iterations an epoch, %d %s; %s parameters; folder %s',
                        type(runner.model).__name__, describe_device(runner.precision.device),
                        str(runner.precision.dtype).removeprefix('torch.'), f'{len(loader.dataset):,}', len(loader),
-                       runner.max_epochs, f'{parameters:,}', runner.work_dir)
+                       end, unit, f'{parameters:,}', runner.work_dir)

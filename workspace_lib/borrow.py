@@ -51,12 +51,12 @@ def _quietly_imported(module: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # that mmcv 1.x is old: whoever borrows knows
+            # What counts as made is left as it is: making a logger, mmcv turns down the root's handlers.
+            importlib.import_module('mmcv.utils.logging').logger_initialized.update(mmcv=True, mmcls=True)
             for name in ('mmcls.models', 'mmcls.datasets', 'mmcls.core'):
                 importlib.import_module(name)  # fills the tables, also those of mmcv
             imported = importlib.import_module(module)
-        # It would print every parameter that it initialises, and to do so turn down the handlers of everyone else.
-        importlib.import_module('mmcv.utils.logging').logger_initialized['mmcv'] = True
-        logging.getLogger('mmcv').setLevel(logging.WARNING)
+        logging.getLogger('mmcv').setLevel(logging.WARNING)  # it would print every parameter that it initialises
     finally:
         logging.disable(before)
     # What torch and numpy say about their code is for those who maintain it.

@@ -61,12 +61,19 @@ def load_checkpoint(model: nn.Module, filename: str | os.PathLike, map_location:
     """
     checkpoint = read_checkpoint(filename, map_location)
     weights = weights_of(checkpoint, filename)
-    revised = _with_layout(weights, ((_revised(k, revise_keys), v) for k, v in weights.items()))
+    beside = ema_buffers(weights)
+    revised = _with_layout(weights, ((_revised(k, revise_keys), v) for k, v in weights.items() if k not in beside))
     how, named = _best_reading(revised, unwrapped(model).state_dict(), prefix and prefix.rstrip('.') + '.', filename)
     if how and is_main():
         (logger or logging.getLogger('workspace_lib')).info('%s: %s', filename, how)
     load_state_dict(model, named, strict, logger, filename)
     return checkpoint
+
+
+def ema_buffers(weights: dict[str, Any]) -> dict[str, str]:
+    """What mmcv's EMAHook saves beside the averages, the trained weights: {'ema_head_fc_bias': 'head.fc.bias'}."""
+    flat = {f'ema_{name.replace(".", "_")}': name for name in weights}
+    return {buffer: name for buffer, name in flat.items() if buffer in weights}
 
 
 def _revised(name: str, rules: Sequence[tuple[str, str]]) -> str:

@@ -112,6 +112,32 @@ class LrUpdaterHook(Hook):
 
 
 @HOOKS.register_module()
+class MomentumUpdaterHook(Hook):
+    """Sets the momentum of every parameter group, or the first of its `betas`, before each step.
+
+    Args:
+        schedule: ``f(base_momentum, iter) -> momentum``, see ``workspace_lib.optim.momentum_schedule``.
+    """
+
+    priority = 'HIGH'
+
+    def __init__(self, schedule: Any) -> None:
+        self.schedule = schedule
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        for group in runner.optimizer.param_groups:
+            if 'momentum' not in group and 'betas' not in group:
+                raise ValueError(f'momentum_config is set, but {type(runner.optimizer).__name__} has no momentum; drop '
+                                 'one of the two from the config')
+            group.setdefault('initial_momentum', group['momentum'] if 'momentum' in group else group['betas'][0])
+
+    def before_train_iter(self, runner: EpochBasedRunner) -> None:
+        for group in runner.optimizer.param_groups:
+            momentum = self.schedule(group['initial_momentum'], runner.iter)
+            group.update(dict(momentum=momentum) if 'momentum' in group else dict(betas=(momentum, group['betas'][1])))
+
+
+@HOOKS.register_module()
 class OptimizerHook(Hook):
     """Backward pass and optimizer step.
 
@@ -157,8 +183,8 @@ class OptimizerHook(Hook):
 
 
 # mmcv's names for the same work: how numbers are represented is the runner's `precision`, not another hook's.
-HOOKS.register_module(name=['Fp16OptimizerHook', 'GradientCumulativeOptimizerHook', 'DistOptimizerHook'],
-                      module=OptimizerHook)
+HOOKS.register_module(name=['Fp16OptimizerHook', 'GradientCumulativeOptimizerHook', 'DistOptimizerHook',
+                            'GradientCumulativeFp16OptimizerHook'], module=OptimizerHook)
 
 
 @HOOKS.register_module()

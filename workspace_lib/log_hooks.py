@@ -10,6 +10,8 @@ import json
 import logging
 import sys
 import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,19 +54,58 @@ def _add(logger: logging.Logger, handler: logging.Handler) -> None:
     logger.addHandler(handler)
 
 
+class LogBuffer:
+    """The last values of everything that is logged, kept as they come (tensors stay on their device).
+
+    Turning a CUDA tensor into a float waits for the GPU; that happens in ``average``, once per log line.
+    """
+
+    def __init__(self, history: int = 1000) -> None:
+        self.history = history
+        self.values: dict[str, deque[tuple[Any, int]]] = {}
+
+    def update(self, values: dict[str, Any], count: int = 1) -> None:
+        """Append one value per name; `count` is its weight in the average (the number of samples)."""
+        for name, value in values.items():
+            if name not in self.values:
+                self.values[name] = deque(maxlen=self.history)
+            self.values[name].append((value, count))
+
+    def average(self, n: int) -> dict[str, float]:
+        """The weighted mean of the last `n` values of each name."""
+        return {name: _mean(list(entries)[-n:]) for name, entries in self.values.items()}
+
+    def count(self, name: str, n: int) -> int:
+        """Samples behind the last `n` values of a name."""
+        return sum(count for _, count in list(self.values.get(name, ()))[-n:])
+
+    def clear(self) -> None:
+        self.values.clear()
+
+
+def _mean(entries: Sequence[tuple[Any, int]]) -> float:
+    total = sum(count for _, count in entries)
+    if isinstance(entries[0][0], torch.Tensor):
+        values = torch.stack([value.detach().float().mean() for value, _ in entries])
+        weights = torch.tensor([count for _, count in entries], dtype=values.dtype)
+        return float((values.cpu() * weights).sum()) / total
+    return sum(value * count for value, count in entries) / total
+
+
 class LoggerHook(Hook):
     """Collects an entry every `interval` iterations and at the end of each epoch, and hands it to ``write``.
 
     Args:
         interval: in iterations; each entry averages what came since the one before.
+        by_epoch: count iterations anew in each epoch; default as the runner counts.
     """
 
     priority = 'VERY_LOW'
 
-    def __init__(self, interval: int = 10) -> None:
+    def __init__(self, interval: int = 10, by_epoch: bool | None = None) -> None:
         if interval < 1:
             raise ValueError(f'{type(self).__name__} got interval={interval}; it counts iterations and starts at 1')
-        self.interval = interval
+        self.interval, self.by_epoch = interval, by_epoch
 
     def write(self, runner: EpochBasedRunner, entry: dict[str, Any]) -> None:
         """Write one entry: ``mode``, ``epoch``, ``iter`` (both from 1) and numbers."""
@@ -72,20 +113,24 @@ class LoggerHook(Hook):
 
     def before_run(self, runner: EpochBasedRunner) -> None:
         self.run_start, self.first_iter = time.perf_counter(), runner.iter
+        self.by_epoch = runner.by_epoch if self.by_epoch is None else self.by_epoch
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
-        if self.every_n_inner_iters(runner, self.interval):
+        done = (runner.inner_iter if self.by_epoch else runner.iter) + 1
+        if done % self.interval == 0:
             self.write(runner, self._entry(runner, self.interval))
-        elif self.end_of_epoch(runner):
-            self.write(runner, self._entry(runner, (runner.inner_iter + 1) % self.interval))
+        elif self.end_of_epoch(runner) if self.by_epoch else self.is_last_iter(runner):
+            self.write(runner, self._entry(runner, done % self.interval))
 
     def after_val_epoch(self, runner: EpochBasedRunner) -> None:
-        averages = runner.log_buffer.average(len(runner.data_loader))
-        self.write(runner, dict(mode='val', epoch=runner.epoch, iter=len(runner.data_loader), **averages))
+        count = runner.inner_iter + 1
+        self.write(runner, dict(mode='val', epoch=runner.epoch, iter=count if self.by_epoch else runner.iter,
+                                **runner.log_buffer.average(count)))
 
     def _entry(self, runner: EpochBasedRunner, n: int) -> dict[str, Any]:
         averages = runner.log_buffer.average(n)
-        entry = dict(mode='train', epoch=runner.epoch + 1, iter=runner.inner_iter + 1,
+        done = (runner.inner_iter if self.by_epoch else runner.iter) + 1
+        entry = dict(mode='train', epoch=runner.epoch + 1, iter=done,
                      lr=runner.current_lr()[0], **averages)
         if averages.get('time'):
             samples = runner.log_buffer.count('loss', n) * runner.world_size
@@ -115,10 +160,12 @@ class TextLoggerHook(LoggerHook):
         rest = {key: value for key, value in entry.items() if key not in ('mode', 'epoch', 'iter', 'lr')}
         if entry['mode'] == 'train':
             left = datetime.timedelta(seconds=int(self.seconds_left(runner)))
-            runner.logger.info('Epoch [%d][%d/%d]  lr: %.3e, time left: %s, %s', entry['epoch'], entry['iter'],
-                               len(runner.data_loader), entry['lr'], left, _numbers(rest))
+            place = f'Epoch [{entry["epoch"]}][{entry["iter"]}/{len(runner.data_loader)}]' if self.by_epoch \
+                else f'Iter [{entry["iter"]}/{runner.max_iters}]'
+            runner.logger.info('%s  lr: %.3e, time left: %s, %s', place, entry['lr'], left, _numbers(rest))
         else:
-            runner.logger.info('Epoch(val) [%d]  %s', entry['epoch'], _numbers(rest))
+            place = f'Epoch(val) [{entry["epoch"]}]' if self.by_epoch else f'Iter(val) [{entry["iter"]}]'
+            runner.logger.info('%s  %s', place, _numbers(rest))
 
     def _append(self, entry: dict[str, Any], runner: EpochBasedRunner) -> None:
         if self.json_file is not None and runner.rank == 0:

@@ -96,11 +96,11 @@ class EvalHook(Hook):
         self.best_file: Path | None = None
 
     def before_run(self, runner: EpochBasedRunner) -> None:
-        if runner.epoch == 0 or runner.work_dir is None or self.save_best is None:
+        if runner.iter == 0 or runner.work_dir is None or self.save_best is None:
             return
         for path in sorted(runner.work_dir.glob('best_*.pth')):  # of the run that goes on
             meta = read_checkpoint(path).get('meta') or {}
-            if meta.get('epoch', 0) <= runner.epoch and 'best_score' in meta:
+            if meta.get('iter', 0) <= runner.iter and 'best_score' in meta:
                 self.best, self.best_file = meta['best_score'], path
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
@@ -117,10 +117,12 @@ class EvalHook(Hook):
 
     def evaluate(self, runner: EpochBasedRunner, moment: str) -> None:
         """Test, publish, and leave the model in training mode as it was found."""
-        results = single_gpu_test(runner.model, self.dataloader, precision=runner.precision, progress=False)
+        with runner.shown_weights():
+            results = single_gpu_test(runner.model, self.dataloader, precision=runner.precision, progress=False)
         runner.model.train()
         metrics = self.dataloader.dataset.evaluate(results, logger=runner.logger, **self.eval_kwargs)
-        runner.publish(dict(mode='val', epoch=runner.epoch + 1, iter=len(self.dataloader), **metrics))
+        iteration = len(self.dataloader) if runner.by_epoch else runner.iter + 1
+        runner.publish(dict(mode='val', epoch=runner.epoch + 1, iter=iteration, **metrics))
         if self.save_best is not None:
             self._keep_best(runner, metrics, moment)
 

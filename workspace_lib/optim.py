@@ -15,15 +15,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .lamb import Lamb as Lamb
 from .registry import OPTIMIZER_BUILDERS, OPTIMIZERS
 from .schedules import hint, place
 from .schedules import lr_schedule as lr_schedule
+from .schedules import momentum_schedule as momentum_schedule
 from .schedules import sample_schedule as sample_schedule
 
 _log = logging.getLogger(__name__)
 
 for _class in vars(torch.optim).values():
-    if inspect.isclass(_class) and torch.optim.Optimizer in _class.__mro__[1:]:
+    if inspect.isclass(_class) and torch.optim.Optimizer in _class.__mro__[1:] and _class.__name__ not in OPTIMIZERS:
         OPTIMIZERS.register_module(module=_class)
 
 

@@ -9,8 +9,8 @@ import logging
 import os
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,45 +21,8 @@ from . import checkpoint as ckpt
 from .device import Precision
 from .dist import get_dist_info
 from .hooks import PRIORITIES, Hook
+from .log_hooks import LogBuffer as LogBuffer
 from .registry import HOOKS, RUNNERS
-
-
-class LogBuffer:
-    """The last values of everything that is logged, kept as they come (tensors stay on their device).
-
-    Turning a CUDA tensor into a float waits for the GPU; that happens in ``average``, once per log line.
-    """
-
-    def __init__(self, history: int = 1000) -> None:
-        self.history = history
-        self.values: dict[str, deque[tuple[Any, int]]] = {}
-
-    def update(self, values: dict[str, Any], count: int = 1) -> None:
-        """Append one value per name; `count` is its weight in the average (the number of samples)."""
-        for name, value in values.items():
-            if name not in self.values:
-                self.values[name] = deque(maxlen=self.history)
-            self.values[name].append((value, count))
-
-    def average(self, n: int) -> dict[str, float]:
-        """The weighted mean of the last `n` values of each name."""
-        return {name: _mean(list(entries)[-n:]) for name, entries in self.values.items()}
-
-    def count(self, name: str, n: int) -> int:
-        """Samples behind the last `n` values of a name."""
-        return sum(count for _, count in list(self.values.get(name, ()))[-n:])
-
-    def clear(self) -> None:
-        self.values.clear()
-
-
-def _mean(entries: Sequence[tuple[Any, int]]) -> float:
-    total = sum(count for _, count in entries)
-    if isinstance(entries[0][0], torch.Tensor):
-        values = torch.stack([value.detach().float().mean() for value, _ in entries])
-        weights = torch.tensor([count for _, count in entries], dtype=values.dtype)
-        return float((values.cpu() * weights).sum()) / total
-    return sum(value * count for value, count in entries) / total
 
 
 def _rank(hook: Hook, priority: int | str) -> int:
@@ -113,7 +76,13 @@ class EpochBasedRunner:
 
     State that hooks read: ``epoch``, ``iter``, ``inner_iter`` (counted from 0), ``max_epochs``, ``max_iters``,
     ``mode``, ``data_loader``, ``data_batch``, ``outputs``, ``log_buffer``, ``meta``.
+
+    A hook may set ``shown_weights``, the context in which the model is evaluated and saved: it puts other weights
+    into the model than those that are trained, and yields the latter by name. ``trained_weights`` are those of a
+    checkpoint that was saved so, until the hook takes them.
     """
+
+    by_epoch = True
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None,
                  work_dir: str | os.PathLike | None = None, logger: logging.Logger | None = None,
@@ -129,8 +98,8 @@ class EpochBasedRunner:
         self.meta = dict(meta or {})
         self.max_epochs = max_epochs
         self.precision = precision or Precision(torch.device('cpu'))
-        self.epoch = self.iter = self.inner_iter = 0
-        self.max_iters = 0
+        self.epoch = self.iter = self.inner_iter = self._done = 0
+        self.max_iters = self.iters_per_epoch = 0
         self.mode = 'train'
         self.rank, self.world_size = get_dist_info()
         self.timestamp = time.strftime('%Y%m%d_%H%M%S')
@@ -138,6 +107,8 @@ class EpochBasedRunner:
         self._ranks: list[int] = []
         self._calls: dict[str, list[Callable[[EpochBasedRunner], None]]] = {}
         self.log_buffer = LogBuffer()
+        self.shown_weights: Callable[[], AbstractContextManager[dict[str, torch.Tensor] | None]] = nullcontext
+        self.trained_weights: dict[str, torch.Tensor] | None = None
         self.data_loader: Any = None
         self.data_batch: Any = None
         self.outputs: dict[str, Any] = {}
@@ -163,13 +134,10 @@ class EpochBasedRunner:
 
     def run(self, data_loaders: Sequence[Iterable], workflow: Sequence[tuple[str, int]]) -> None:
         """Train to ``max_epochs``; ``workflow=[('train', 2), ('val', 1)]`` validates after every second epoch."""
-        self.check_workflow(data_loaders, workflow)
-        train_loader = next(loader for (mode, _), loader in zip(workflow, data_loaders, strict=True)
-                            if mode == 'train')
-        self.max_iters = self.max_epochs * len(train_loader)  # type: ignore[arg-type]
-        self.data_loader = train_loader
+        self._set_out(data_loaders, workflow)
+        self.max_iters = self.max_epochs * self.iters_per_epoch
         self._restart_broken_epoch()
-        self.call_hook('before_run')
+        self._call_before_run()
         while self.epoch < self.max_epochs:
             for (mode, epochs), loader in zip(workflow, data_loaders, strict=True):
                 for _ in range(epochs):
@@ -178,16 +146,25 @@ class EpochBasedRunner:
                     getattr(self, mode)(loader)
         self.call_hook('after_run')
 
+    def _set_out(self, data_loaders: Sequence[Any], workflow: Sequence[tuple[str, int]]) -> None:
+        self.check_workflow(data_loaders, workflow)
+        self.data_loader = next(loader for (mode, _), loader in zip(workflow, data_loaders, strict=True)
+                                if mode == 'train')
+        self.iters_per_epoch = len(self.data_loader)
+
+    def _call_before_run(self) -> None:
+        self.call_hook('before_run')
+        if self.trained_weights is not None:
+            self.logger.warning('the checkpoint holds averaged weights beside those that were trained, but no EMAHook '
+                                'takes them up: the training goes on from the averages')
+            self.trained_weights = None
+
     def train(self, data_loader: Any) -> None:
         """One epoch of training."""
         self.model.train()
         self._begin('train', data_loader)
-        for self.inner_iter, self.data_batch in enumerate(data_loader):
-            self.call_hook('before_train_iter')
-            with self.precision.autocast():
-                self.outputs = self.model.train_step(self.data_batch, self.optimizer)
-            self.log_buffer.update(self.outputs['log_vars'], self.outputs['num_samples'])
-            self.call_hook('after_train_iter')
+        for self.inner_iter, batch in enumerate(data_loader):
+            self._iterate('train', batch)
             self.iter += 1
         self.call_hook('after_train_epoch')
         self.epoch += 1
@@ -196,14 +173,11 @@ class EpochBasedRunner:
     def val(self, data_loader: Any) -> None:
         """One epoch of the same step without gradients: its losses are logged."""
         self.model.eval()
-        self._begin('val', data_loader)
-        for self.inner_iter, self.data_batch in enumerate(data_loader):
-            self.call_hook('before_val_iter')
-            with self.precision.autocast():
-                self.outputs = self.model.val_step(self.data_batch, self.optimizer)
-            self.log_buffer.update(self.outputs['log_vars'], self.outputs['num_samples'])
-            self.call_hook('after_val_iter')
-        self.call_hook('after_val_epoch')
+        with self.shown_weights():
+            self._begin('val', data_loader)
+            for self.inner_iter, batch in enumerate(data_loader):
+                self._iterate('val', batch)
+            self.call_hook('after_val_epoch')
 
     def _begin(self, mode: str, data_loader: Any) -> None:
         self.mode, self.data_loader = mode, data_loader
@@ -211,6 +185,15 @@ class EpochBasedRunner:
             data_loader.set_epoch(self.epoch)
         self.log_buffer.clear()
         self.call_hook(f'before_{mode}_epoch')
+
+    def _iterate(self, mode: str, batch: Any) -> None:
+        self.data_batch = batch
+        self.call_hook(f'before_{mode}_iter')
+        with self.precision.autocast():
+            self.outputs = getattr(self.model, f'{mode}_step')(batch, self.optimizer)
+        self.log_buffer.update(self.outputs['log_vars'], self.outputs['num_samples'])
+        self._done = self.iter + (mode == 'train')  # what a hook may save from here on
+        self.call_hook(f'after_{mode}_iter')
 
     def check_workflow(self, data_loaders: Sequence, workflow: Sequence[tuple[str, int]]) -> None:
         """Raise ValueError for a workflow that cannot be run with these loaders."""
@@ -223,16 +206,21 @@ class EpochBasedRunner:
             raise ValueError(f'workflow has {len(workflow)} entries, but {len(data_loaders)} loaders were given')
         if not all(map(len, data_loaders)):
             raise ValueError('a loader has no batch: with drop_last its data set is smaller than samples_per_gpu')
-        if self.epoch >= self.max_epochs:
-            raise ValueError(f'the checkpoint has {self.epoch} epochs and the run ends at {self.max_epochs}: nothing '
-                             'is left to train; raise runner.max_epochs to go on')
+        done, end, unit = self.progress()
+        if done >= end:
+            raise ValueError(f'the checkpoint has {done} {unit} and the run ends at {end}: nothing is left to train; '
+                             f'raise runner.max_{unit} to go on')
+
+    def progress(self) -> tuple[int, int, str]:
+        """What is done, of how much, in which unit: (3, 100, 'epochs')."""
+        return self.epoch, self.max_epochs, 'epochs'
 
     def _restart_broken_epoch(self) -> None:
         whole = self.epoch * len(self.data_loader)
         if self.iter != whole:
             self.logger.warning('the checkpoint is not from the end of an epoch of %d iterations: '
                                 'epoch %d starts again', len(self.data_loader), self.epoch + 1)
-            self.iter = whole
+            self.iter = self._done = whole
 
     def current_lr(self) -> list[float]:
         return [group['lr'] for group in self.optimizer.param_groups]
@@ -244,19 +232,18 @@ class EpochBasedRunner:
         if self.rank != 0 or folder is None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        done = self._done()
-        scaler = {'scaler': self.precision.scaler.state_dict()} if self.precision.scaler.is_enabled() else {}
-        ckpt.save_checkpoint(self.model, folder / name, self.optimizer if save_optimizer else None,
-                             {**self.meta, **done, **(meta or {})}, random=random_state(), **scaler)
+        done = dict(epoch=self._done // self.iters_per_epoch, iter=self._done)
+        extra: dict[str, Any] = {'random': random_state()}
+        if self.precision.scaler.is_enabled():
+            extra['scaler'] = self.precision.scaler.state_dict()
+        with self.shown_weights() as trained:
+            if trained is not None and save_optimizer:
+                extra['trained_weights'] = trained
+            ckpt.save_checkpoint(self.model, folder / name, self.optimizer if save_optimizer else None,
+                                 {**self.meta, **done, **(meta or {})}, **extra)
         if link:
             ckpt.link_latest(folder, name)
         return folder / name
-
-    def _done(self) -> dict[str, int]:
-        """Completed epochs and iterations, seen from inside a hook, where the counters have yet to move on."""
-        in_step = self.iter < (self.epoch + 1) * len(self.data_loader)
-        iterations = self.iter + in_step
-        return dict(epoch=iterations // len(self.data_loader), iter=iterations)
 
     def publish(self, entry: dict[str, Any]) -> None:
         """Hand results that are not per-iteration averages (an evaluation's) to every hook that writes logs."""
@@ -277,7 +264,7 @@ class EpochBasedRunner:
         return ckpt.load_checkpoint(self.model, filename, map_location, strict)
 
     def resume(self, filename: str, resume_optimizer: bool = True, map_location: str = 'cpu') -> None:
-        """Weights, optimizer, loss scale, random state, epoch and iteration: the run goes on where it was."""
+        """Weights, optimizer, loss scale, averages, random state, epoch and iteration: the run goes on where it was."""
         state = ckpt.load_checkpoint(self.model, filename, map_location, strict=True)
         meta = state.get('meta') or {}
         if 'epoch' not in meta or (resume_optimizer and 'optimizer' not in state):
@@ -287,7 +274,11 @@ class EpochBasedRunner:
             self.optimizer.load_state_dict(state['optimizer'])
         if 'scaler' in state:
             self.precision.scaler.load_state_dict(state['scaler'])
+        weights = ckpt.weights_of(state)
+        self.trained_weights = state.get('trained_weights') or \
+            {name: weights[buffer] for buffer, name in ckpt.ema_buffers(weights).items()} or None
         self.epoch, self.iter = meta['epoch'], meta['iter']
+        self._done = self.iter
         if 'random' in state:
             set_random_state(state['random'])
         self.logger.info('resumed %s: epoch %d, iteration %d', filename, self.epoch, self.iter)

@@ -1,0 +1,159 @@
+"""Hooks that give the model other weights, or statistics, than the last step left: averages over the training.
+
+In: a runner's model. Out: the weights that it is evaluated and saved with.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .checkpoint import unwrapped
+from .dist import all_reduce_sum
+from .hooks import CheckpointHook, Hook
+from .registry import HOOKS
+
+if TYPE_CHECKING:
+    from .runner import EpochBasedRunner
+
+
+@HOOKS.register_module()
+class EMAHook(Hook):
+    """Exponential moving averages of the parameters: `average += m * (parameter - average)` after each iteration.
+
+    The model is evaluated, saved, and left at the end of the run with the averages; a checkpoint holds the trained
+    weights beside them, so that a resumed run goes on exactly. Running statistics of norms are not averaged.
+
+    Args:
+        momentum: m, between 0 and 1; taken to the power of `interval`, as mmcv 1.7.2 does.
+        interval: iterations from one update to the next.
+        warm_up: at iteration i (from 0) m is at most (1 + i) / (warm_up + i).
+        resume_from: a checkpoint to resume, as the config's own `resume_from` does.
+    """
+
+    priority = 'ABOVE_NORMAL'  # before what evaluates and saves; behind the optimizer, which is registered first
+
+    def __init__(self, momentum: float = 0.0002, interval: int = 1, warm_up: int = 100,
+                 resume_from: str | None = None) -> None:
+        if not 0 < momentum < 1 or interval < 1:
+            raise ValueError('EMAHook takes a momentum between 0 and 1 and an interval of at least 1, but got '
+                             f'{momentum=}, {interval=}')
+        self.momentum, self.interval, self.warm_up = momentum ** interval, interval, warm_up
+        self.resume_from = resume_from
+        self.parameters: dict[str, Tensor] = {}
+        self.others: list[Tensor] = []  # the averages; while these are shown, the trained weights
+        self.shown = 0  # how many are showing the averages: saving the best happens while evaluating
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        self._check_order(runner)
+        if self.resume_from is not None:
+            runner.resume(self.resume_from)
+        self.parameters = {name: p.data for name, p in unwrapped(runner.model).named_parameters()}
+        self.others = [p.clone() for p in self.parameters.values()]
+        trained, runner.trained_weights = runner.trained_weights, None
+        if trained is not None:
+            for name, weight in self.parameters.items():
+                weight.copy_(trained[name])
+        elif runner.iter > 0:
+            runner.logger.warning('the checkpoint holds no averages: EMAHook begins with its weights')
+        runner.shown_weights = self.averages_shown
+
+    def _check_order(self, runner: EpochBasedRunner) -> None:
+        earlier = runner.hooks[:runner.hooks.index(self)]
+        if any(isinstance(hook, CheckpointHook) and not hook.by_epoch for hook in earlier):
+            raise ValueError('EMAHook comes behind the CheckpointHook, which would save the averages of an iteration '
+                             'ago; leave out its priority, or set ABOVE_NORMAL')
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        if runner.iter % self.interval == 0:
+            momentum = min(self.momentum, (1 + runner.iter) / (self.warm_up + runner.iter))
+            torch._foreach_mul_(self.others, 1 - momentum)  # one kernel for many tensors
+            torch._foreach_add_(self.others, list(self.parameters.values()), alpha=momentum)
+
+    def after_run(self, runner: EpochBasedRunner) -> None:
+        self._swap()
+
+    @contextmanager
+    def averages_shown(self) -> Iterator[dict[str, Tensor]]:
+        """With the averages in the model; yields the trained weights by name."""
+        if not self.shown:
+            self._swap()
+        self.shown += 1
+        try:
+            yield dict(zip(self.parameters, self.others, strict=True))
+        finally:
+            self.shown -= 1
+            if not self.shown:
+                self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, other in zip(self.parameters.values(), self.others, strict=True):
+            parameter_was = parameter.clone()
+            parameter.copy_(other)
+            other.copy_(parameter_was)
+
+
+@HOOKS.register_module()
+class PreciseBNHook(Hook):
+    """Means and variances of BatchNorm as the averages over many batches with the weights of now.
+
+    From Wu and Johnson 2021, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, section 3.
+
+    Args:
+        num_samples: how many, of the training data, over all processes; at most one pass over them.
+        interval: epochs from one computation to the next.
+    """
+
+    def __init__(self, num_samples: int = 8192, interval: int = 1) -> None:
+        if num_samples < 1 or interval < 1:
+            raise ValueError(f'PreciseBNHook takes positive numbers, but got {num_samples=}, {interval=}')
+        self.num_samples, self.interval = num_samples, interval
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        if not runner.by_epoch:
+            raise ValueError(f'PreciseBNHook works at the end of epochs, but {type(runner).__name__} has none; use '
+                             'EpochBasedRunner, or drop the hook')
+
+    def after_train_epoch(self, runner: EpochBasedRunner) -> None:
+        if self.every_n_epochs(runner, self.interval):
+            loader = runner.data_loader
+            size = getattr(loader, 'batch_size', runner.outputs['num_samples']) * runner.world_size
+            count = min(max(1, self.num_samples // size), len(loader))
+            runner.logger.info('statistics of BatchNorm over %d batches', count)
+            _average_statistics(runner, islice(loader, count), count)
+
+
+@torch.no_grad()
+def _average_statistics(runner: EpochBasedRunner, batches: Iterator[Any], count: int) -> None:
+    norms = [m for m in runner.model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    if not norms:
+        runner.logger.warning('PreciseBNHook: the model has no BatchNorm that is trained')
+        return
+    momenta = [norm.momentum for norm in norms]
+    sums = [[torch.zeros_like(stat) for stat in _statistics(norm)] for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # each batch leaves its own statistics
+    try:
+        for batch in batches:
+            with runner.precision.autocast():
+                runner.model.train_step(batch, runner.optimizer)
+            for norm, totals in zip(norms, sums, strict=True):
+                for total, stat in zip(totals, _statistics(norm), strict=True):
+                    total += stat / count
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    for norm, totals in zip(norms, sums, strict=True):
+        for total, stat in zip(totals, _statistics(norm), strict=True):
+            stat.copy_(all_reduce_sum(total) / runner.world_size)
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
