@@ -264,3 +264,48 @@ def test_errors_say_where_the_value_was_set(tmp_path):
     path.write_text("optimizer = dict(\n    type='SGD', lr=0.1,\n    paramwise_cfg=dict(norm_decay=0.))\n")
     with pytest.raises(TypeError, match=r'optimizer\.paramwise_cfg\.norm_decay, set in .*c\.py:3'):
         build_optimizer(Toy(), Config.fromfile(str(path)).optimizer)
+
+
+LAMBS = [dict(), dict(bias_correction=False), dict(grad_averaging=False, trust_clip=True), dict(max_grad_norm=1e-3),
+         dict(weight_decay=0., always_adapt=True), dict(weight_decay=0.02, betas=(0.8, 0.99), eps=1e-4, lr=5e-3)]
+
+
+@pytest.mark.parametrize('options', LAMBS, ids=str)
+def test_lamb_equals_mmclassification(options):
+    theirs = pytest.importorskip('mmcls.core.optimizers.lamb').Lamb
+    torch.manual_seed(0)
+    ours, other = nn.Sequential(nn.LayerNorm(8), Head()).double(), nn.Sequential(nn.LayerNorm(8), Head()).double()
+    other.load_state_dict(ours.state_dict())
+    cfg = dict(lr=1e-2, weight_decay=0.01) | options
+
+    def groups(model):  # no decay, and so no scaling, for the norm
+        return [dict(params=model[0].parameters(), weight_decay=0.), dict(params=model[1].parameters())]
+
+    for model, optimizer in ((ours, OPTIMIZERS.get('Lamb')(groups(ours), **cfg)), (other, theirs(groups(other), **cfg))):
+        for step in range(5):
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            model(torch.randn(4, 8, dtype=torch.float64)).pow(2).sum().backward()
+            optimizer.step()
+    for a, b in zip(ours.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # their norm of all gradients is float32
+
+
+def test_lamb_resumes_to_the_bit():
+    def steps(model, optimizer, numbers):
+        for number in numbers:
+            torch.manual_seed(number)
+            optimizer.zero_grad()
+            model(torch.randn(4, 3, 6, 6)).sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    whole = Toy()
+    optimizer = build_optimizer(whole, dict(type='Lamb', lr=0.01))
+    steps(whole, optimizer, [1, 2])
+    part, saved = copy.deepcopy(whole), copy.deepcopy(optimizer.state_dict())
+    steps(whole, optimizer, [3, 4])
+    resumed = build_optimizer(part, dict(type='Lamb', lr=0.01))
+    resumed.load_state_dict(saved)
+    steps(part, resumed, [3, 4])
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), part.parameters(), strict=True))

@@ -10,7 +10,8 @@ import pytest
 
 import workspace_lib
 from workspace_lib.config import Config
-from workspace_lib.schedules import POLICIES, lr_schedule, sample_schedule
+from workspace_lib.hooks import MomentumUpdaterHook
+from workspace_lib.schedules import POLICIES, lr_schedule, momentum_schedule, sample_schedule
 
 BASE = Path(workspace_lib.__file__).parent / 'configs' / '_base_'
 BASE_LRS = (0.1, 0.064)
@@ -77,6 +78,26 @@ CONFIGS = [
     dict(policy='poly'), dict(policy='poly', power=0.9, min_lr=1e-4),
     dict(policy='CosineAnnealing', min_lr=0), dict(policy='CosineAnnealing', min_lr_ratio=0.05),
     dict(policy='CosineAnnealingCooldown', min_lr=1e-5, cool_down_time=2, cool_down_ratio=0.3),
+    dict(policy='FlatCosineAnnealing', min_lr=1e-5), dict(policy='FlatCosineAnnealing', start_percent=0.3, min_lr_ratio=0.1),
+    dict(policy='LinearAnnealing', min_lr=1e-3), dict(policy='LinearAnnealing', min_lr_ratio=0.),
+    dict(policy='CosineRestart', periods=[3, 20, 60], restart_weights=[1, 0.5, 0.25], min_lr=1e-4),
+]
+# these count iterations only
+CYCLES = [
+    dict(policy='Cyclic'), dict(policy='cyclic', target_ratio=(5., 1e-2), cyclic_times=3, step_ratio_up=0.3, gamma=0.7),
+    dict(policy='Cyclic', target_ratio=4., anneal_strategy='linear'), dict(policy='Cyclic', target_ratio=(4.,)),
+    dict(policy='OneCycle', max_lr=0.2), dict(policy='OneCycle', max_lr=0.2, total_steps=70, anneal_strategy='linear'),
+    dict(policy='OneCycle', max_lr=0.2, pct_start=0.25, three_phase=True, div_factor=10, final_div_factor=100),
+]
+MOMENTA = [
+    dict(policy='step', step=[2, 5]), dict(policy='step', step=3, gamma=0.9, min_momentum=0.7),
+    dict(policy='CosineAnnealing', min_momentum=0.3), dict(policy='CosineAnnealing', min_momentum_ratio=0.5),
+    dict(policy='LinearAnnealing', min_momentum=0.3),
+]
+MOMENTUM_CYCLES = [
+    dict(policy='cyclic', cyclic_times=2, gamma=0.5), dict(policy='Cyclic', target_ratio=(0.5, 0.9)),
+    dict(policy='OneCycle'), dict(policy='OneCycle', base_momentum=0.8, max_momentum=0.9, three_phase=True,
+                                  anneal_strategy='linear', pct_start=0.2),
 ]
 WARMUPS = [
     {}, dict(warmup='constant', warmup_iters=9, warmup_ratio=0.2), dict(warmup='linear', warmup_iters=10),
@@ -91,6 +112,73 @@ def test_policies_equal_mmcv(policy, by_epoch):
     for warmup in WARMUPS:
         how = {} if by_epoch is None else dict(by_epoch=by_epoch)
         assert_equal_rates({**policy, **warmup, **how}, epochs=8, iters_per_epoch=7)
+
+
+@pytest.mark.parametrize('policy', CYCLES, ids=str)
+def test_cycles_equal_mmcv(policy):
+    for warmup in WARMUPS[:3]:
+        assert_equal_rates({**policy, **warmup}, epochs=8, iters_per_epoch=8)
+
+
+@pytest.mark.parametrize('kind', ['momentum', 'betas'])
+@pytest.mark.parametrize('policy', [*MOMENTA, *(dict(policy, by_epoch=False) for policy in MOMENTA), *MOMENTUM_CYCLES],
+                         ids=str)
+def test_momentum_equals_mmcv(policy, kind):
+    for warmup in [{}, dict(warmup='constant', warmup_iters=9), dict(warmup='linear', warmup_iters=10),
+                   dict(warmup='exp', warmup_iters=11, warmup_ratio=0.8)]:
+        config = {**policy, **warmup}
+        np.testing.assert_allclose(our_momenta(config, kind), mmcv_momenta(config, kind), rtol=1e-12, err_msg=str(config))
+
+
+def momentum_runner(kind, epochs=8, iters_per_epoch=8):
+    groups = [dict(momentum=m) if kind == 'momentum' else dict(betas=(m, 0.999)) for m in (0.9, 0.8)]
+    return SimpleNamespace(optimizer=SimpleNamespace(param_groups=groups, defaults={kind: None}), max_epochs=epochs,
+                           max_iters=epochs * iters_per_epoch, epoch=0, iter=0, data_loader=range(iters_per_epoch))
+
+
+def momenta(hook, kind, epochs=8, iters_per_epoch=8):
+    runner, found = momentum_runner(kind), []
+    hook.before_run(runner)
+    for runner.epoch in range(epochs):
+        hook.before_train_epoch(runner)
+        for _ in range(iters_per_epoch):
+            hook.before_train_iter(runner)
+            found.append([g['momentum'] if kind == 'momentum' else g['betas'][0] for g in runner.optimizer.param_groups])
+            runner.iter += 1
+    return np.array(found)
+
+
+def our_momenta(config, kind):
+    return momenta(MomentumUpdaterHook(momentum_schedule(config, 8, 8)), kind)
+
+
+def mmcv_momenta(config, kind):
+    options = dict(config)
+    policy = options.pop('policy')
+    policy = policy.title() if policy == policy.lower() else policy
+    return momenta(pytest.importorskip('mmcv.runner').HOOKS.get(f'{policy}MomentumUpdaterHook')(**options), kind)
+
+
+def test_an_optimizer_without_momentum_is_named():
+    runner = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[dict(lr=1.)]))
+    with pytest.raises(ValueError, match='has no momentum'):
+        MomentumUpdaterHook(momentum_schedule(dict(policy='step', step=1), 1, 1)).before_run(runner)
+
+
+@pytest.mark.parametrize(('config', 'error', 'message'), [
+    (dict(policy='poly'), KeyError, 'poly is not a momentum policy'),
+    (dict(policy='CosineAnnealing', min_lr=0), TypeError, "momentum_config .* has no argument 'min_lr'"),
+    (dict(policy='OneCycle', by_epoch=True), ValueError, 'momentum_config: the policy OneCycle counts iterations'),
+])
+def test_bad_momentum_configs_are_errors(config, error, message):
+    with pytest.raises(error, match=message):
+        momentum_schedule(config, 10, 5)
+
+
+def test_periods_that_end_before_the_run_are_an_error():
+    schedule = lr_schedule(dict(policy='CosineRestart', periods=[2, 3], restart_weights=[1, 1], min_lr=0), 10, 5)
+    with pytest.raises(ValueError, match='periods end at 5, before the run does, at 10'):
+        schedule(0.1, 0)
 
 
 def test_values_by_hand():
@@ -147,6 +235,9 @@ def test_a_cooldown_longer_than_the_run_is_all_of_it():
     (dict(policy='step', step=[30, 60.5]), ValueError, 'step must be a positive int'),
     (dict(policy='CosineAnnealing'), ValueError, 'needs one of min_lr and min_lr_ratio'),
     (dict(policy='CosineAnnealing', min_lr=0, min_lr_ratio=0.1), ValueError, 'needs one of min_lr and min_lr_ratio'),
+    (dict(policy='Cyclic', by_epoch=True), ValueError, 'the policy Cyclic counts iterations, but by_epoch=True'),
+    (dict(policy='OneCycle', max_lr=1., anneal_strategy='sin'), ValueError, "'sin'; choose from cos, linear"),
+    (dict(policy='CosineRestart', periods=[1, 2], min_lr=0), ValueError, '2 periods, but 1 restart_weights'),
     (dict(policy='fixed', warmup='lin', warmup_iters=5), ValueError, "warmup='lin' is unknown; choose from constant"),
     (dict(policy='fixed', warmup='linear'), ValueError, 'needs warmup_iters > 0'),
     (dict(policy='fixed', warmup='linear', warmup_iters=5, warmup_ratio=0.), ValueError, '0 < warmup_ratio <= 1'),

@@ -144,9 +144,15 @@ def loader_config(cfg: Config, split: str) -> dict[str, Any]:
     if split == 'train':
         augments = (cfg.get('model', {}).get('train_cfg') or {}).get('augments')
         fixed = dict(shuffle=True, sampler_cfg=cfg.get('sampler'), augments=augments)
-    own = {key: value for key, value in cfg.data.get(f'{split}_dataloader', {}).items() if key not in _OF_IPUS}
+    own = _without_ipus(cfg.data.get(f'{split}_dataloader', {}), f'data.{split}_dataloader')
     return {'samples_per_gpu': 1, 'workers_per_gpu': 0, **shared, **fixed, 'seed': cfg.get('seed'),
             'channels_last': bool(cfg.get('channels_last')), **own}
+
+
+def _without_ipus(section: dict[str, Any], name: str) -> dict[str, Any]:
+    if ignored := [key for key in _OF_IPUS if key in section]:
+        logging.getLogger('workspace_lib').warning('%s: %s of IPUs is ignored', name, ', '.join(ignored))
+    return {key: value for key, value in section.items() if key not in _OF_IPUS}
 
 
 def build_loader(cfg: Config, split: str, dataset: Any, device: torch.device) -> Any:
@@ -233,10 +239,7 @@ def _prepare_model(model: Any, cfg: Config, device: torch.device) -> Any:
 
 def _build_runner(model: Any, cfg: Config, device: torch.device, meta: dict | None) -> EpochBasedRunner:
     section = cfg.get('runner') or dict(type='EpochBasedRunner', max_epochs=cfg.get('total_epochs'))
-    if ignored := [key for key in _OF_IPUS if key in section]:
-        logging.getLogger('workspace_lib').warning('runner.%s: for IPUs, ignored on %s', ', '.join(ignored), device)
-        section = {key: value for key, value in section.items() if key not in ignored}
-    return RUNNERS.build(section, default_args=dict(
+    return RUNNERS.build(_without_ipus(section, 'runner'), default_args=dict(
         model=model, optimizer=build_optimizer(model, cfg.optimizer), work_dir=cfg.get('work_dir'),
         logger=logging.getLogger('workspace_lib'), meta=meta,
         precision=Precision(device, cfg.get('fp16'), bool(cfg.get('bf16')))))
