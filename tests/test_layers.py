@@ -19,7 +19,7 @@ LAYERS: list[list[tuple[str, ...]]] = [
     [('config',)],
     [('trace',), ('recipes',), ('borrow',)],
     [('registry',)],
-    [('dist',), ('device',), ('gpu',)],
+    [('dist',), ('device',), ('gpu',), ('randomness',)],
     [('download', 'model_zoo', 'packaged', 'safe_load', 'layouts', 'checkpoint'), ('metrics', 'multi_label_metrics')],
     [('datasets',), ('models',), ('optim', 'lamb', 'schedules', 'policies')],
     [('runner', 'iter_runner', 'loops', 'hooks', 'log_hooks', 'gpu_hook', 'weight_hooks')],

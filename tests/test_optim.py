@@ -266,7 +266,7 @@ def test_errors_say_where_the_value_was_set(tmp_path):
         build_optimizer(Toy(), Config.fromfile(str(path)).optimizer)
 
 
-LAMBS = [dict(), dict(bias_correction=False), dict(grad_averaging=False, trust_clip=True), dict(max_grad_norm=1e-3),
+LAMBS = [{}, dict(bias_correction=False), dict(grad_averaging=False, trust_clip=True), dict(max_grad_norm=1e-3),
          dict(weight_decay=0., always_adapt=True), dict(weight_decay=0.02, betas=(0.8, 0.99), eps=1e-4, lr=5e-3)]
 
 
@@ -281,7 +281,8 @@ def test_lamb_equals_mmclassification(options):
     def groups(model):  # no decay, and so no scaling, for the norm
         return [dict(params=model[0].parameters(), weight_decay=0.), dict(params=model[1].parameters())]
 
-    for model, optimizer in ((ours, OPTIMIZERS.get('Lamb')(groups(ours), **cfg)), (other, theirs(groups(other), **cfg))):
+    optimizers = OPTIMIZERS.get('Lamb')(groups(ours), **cfg), theirs(groups(other), **cfg)
+    for model, optimizer in zip((ours, other), optimizers, strict=True):
         for step in range(5):
             torch.manual_seed(step)
             optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Averages of weights and of BatchNorm's statistics: equal to mmcv's and mmclassification's hooks, exact when resumed."""
+"""Averages of weights and of BatchNorm's statistics: equal to mmcv's and mmclassification's, exact when resumed."""
 from __future__ import annotations
 
 import copy

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +15,7 @@ import torch
 
 from . import log_hooks
 from .checkpoint import load_checkpoint
-from .checks import check_class_count as check_class_count
 from .checks import check_sync_batchnorm
-from .checks import try_metrics as try_metrics
 from .config import Config, where
 from .datasets import ImageNet, Pipeline, build_dataloader, build_dataset
 from .device import Precision, describe_device, select_device
@@ -29,6 +26,8 @@ from .loops import EvalHook
 from .loops import single_gpu_test as single_gpu_test
 from .models import build_classifier
 from .optim import build_optimizer, lr_schedule, momentum_schedule
+from .randomness import init_random_seed as init_random_seed
+from .randomness import set_random_seed as set_random_seed
 from .recipes import load_config as load_config
 from .registry import DATASETS, HOOKS, RUNNERS
 from .runner import EpochBasedRunner
@@ -38,27 +37,6 @@ from .weight_hooks import EMAHook as EMAHook
 _DATA_SECTIONS = ('train', 'val', 'test', 'train_dataloader', 'val_dataloader', 'test_dataloader')
 #: What a recipe for Graphcore's IPUs says to their runner and their loader.
 _OF_IPUS = ('ipu_model_cfg', 'options_cfg', 'mode')
-
-
-def init_random_seed(seed: int | None = None) -> int:
-    """`seed`, or a fresh one that the log and the checkpoint will name."""
-    if seed is None:
-        return int.from_bytes(os.urandom(4), 'little') // 2
-    if not 0 <= seed < 2**31:
-        raise ValueError(f'seed {seed} is out of range; take one from 0 to 2147483647')
-    return seed
-
-
-def set_random_seed(seed: int, deterministic: bool = False) -> None:
-    """Seed Python, numpy and torch; `deterministic` also chooses the reproducible CUDA kernels (slower)."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    if deterministic:
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def init_model(config: str | os.PathLike | Config, checkpoint: str | None = None,
@@ -283,6 +261,32 @@ def _register_evaluation(runner: EpochBasedRunner, cfg: Config, device: torch.de
         raise ValueError(f'evaluation.save_best is {hook.save_best!r}, but the evaluation gives {", ".join(metrics)} '
                          f'({where(cfg, "evaluation")})')
     runner.register_hook(hook)
+
+
+def try_metrics(dataset: Any, metric: Any = None, metric_options: dict | None = None,
+                **others: Any) -> dict[str, Any]:
+    """Evaluate one made-up score (of each part): a misspelt metric is found now instead of after an hour of testing."""
+    if others:
+        known = ('interval', 'by_epoch', 'start', 'save_best', 'rule', 'metric', 'metric_options')
+        raise TypeError(f'unknown key {", ".join(others)}; known: {", ".join(known)}')
+    if dataset.CLASSES is None or not len(dataset):
+        return {}
+    scores = np.full(len(dataset.CLASSES), 1 / len(dataset.CLASSES), np.float32)
+    lasts = [end - 1 for end in getattr(dataset, 'cumulative_sizes', [1])]
+    return dataset.evaluate([scores] * len(lasts), metric, metric_options, indices=lasts)
+
+
+def check_class_count(model: Any, dataset: Any, cfg: Config) -> None:
+    """A head that is too small would fail in the loss; one that is too large trains, and wastes a week."""
+    # LeNet-5 and VGG classify in the backbone, under a head without weights.
+    part = next((name for name in ('head', 'backbone')
+                 if isinstance(getattr(getattr(model, name, None), 'num_classes', None), int)), None)
+    if part is None or dataset.CLASSES is None:
+        return
+    outputs, classes = getattr(model, part).num_classes, len(dataset.CLASSES)
+    if 0 < outputs != classes:
+        raise ValueError(f'the {part} has num_classes={outputs} ({where(cfg.model.get(part), "num_classes")}), but '
+                         f'{type(dataset).__name__} has {classes} classes; set model.{part}.num_classes={classes}')
 
 
 def _say_start(runner: EpochBasedRunner, loader: Any, cfg: Config) -> None:

@@ -8,7 +8,6 @@ import importlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 INSTALL = 'pip install mmcv==1.7.2 mmcls==0.25.0'
@@ -23,9 +22,8 @@ class Offer(NamedTuple):
     absent: str
 
 
-@cache
 def offer(table: str) -> Offer:
-    """What another package has registered in `table`; imports it on the first call, which takes seconds."""
+    """What another package has registered in `table` by now; imports it on the first call, which takes seconds."""
     module, _, name = table.partition(':')
     try:
         registry = getattr(_quietly_imported(module), name)

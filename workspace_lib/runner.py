@@ -7,14 +7,12 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from . import checkpoint as ckpt
@@ -22,6 +20,8 @@ from .device import Precision
 from .dist import get_dist_info
 from .hooks import PRIORITIES, Hook
 from .log_hooks import LogBuffer as LogBuffer
+from .randomness import random_state as random_state
+from .randomness import set_random_state
 from .registry import HOOKS, RUNNERS
 
 
@@ -44,23 +44,6 @@ def _without(section: dict, key: str) -> dict:
     rest = copy.copy(section)
     rest.pop(key, None)
     return rest
-
-
-def random_state() -> dict[str, Any]:
-    """Where the global generators of Python, numpy and torch stand: what dropout will draw next."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return dict(python=random.getstate(), numpy=(name, np.asarray(keys).tolist(), *rest), torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Go on drawing from there; the GPUs only where there are as many as there were."""
-    version, numbers, gauss = state['python']
-    random.setstate((version, tuple(numbers), gauss))
-    np.random.set_state(tuple(state['numpy']))
-    torch.set_rng_state(state['torch'].cpu())
-    if state['cuda'] and len(state['cuda']) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([one.cpu() for one in state['cuda']])
 
 
 @RUNNERS.register_module()
