@@ -122,9 +122,9 @@ def loader_config(cfg: Config, split: str) -> dict[str, Any]:
     if split == 'train':
         augments = (cfg.get('model', {}).get('train_cfg') or {}).get('augments')
         fixed = dict(shuffle=True, sampler_cfg=cfg.get('sampler'), augments=augments)
-    own = _without_ipus(cfg.data.get(f'{split}_dataloader', {}), f'data.{split}_dataloader')
     return {'samples_per_gpu': 1, 'workers_per_gpu': 0, **shared, **fixed, 'seed': cfg.get('seed'),
-            'channels_last': bool(cfg.get('channels_last')), **own}
+            'channels_last': bool(cfg.get('channels_last')),
+            **_without_ipus(cfg.data.get(f'{split}_dataloader', {}), f'data.{split}_dataloader')}
 
 
 def _without_ipus(section: dict[str, Any], name: str) -> dict[str, Any]:
