@@ -32,8 +32,8 @@ def recipes_folder() -> Path:
 def recipe_names() -> list[str]:
     """`resnet/resnet18_8xb32_in1k` and 279 others."""
     folder = recipes_folder()
-    names = (path.relative_to(folder).with_suffix('').as_posix() for path in folder.glob('[!_]*/*.py'))
-    return sorted(name for name in names if name not in BROKEN)
+    names = (path.relative_to(folder).with_suffix('').as_posix() for path in folder.rglob('*.py'))
+    return sorted(name for name in names if not name.startswith('_base_') and name not in BROKEN)
 
 
 def loaded(name: str) -> Config:
