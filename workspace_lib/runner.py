@@ -134,6 +134,8 @@ class EpochBasedRunner:
         self.data_loader = next(loader for (mode, _), loader in zip(workflow, data_loaders, strict=True)
                                 if mode == 'train')
         self.iters_per_epoch = len(self.data_loader)
+        if self.work_dir is not None:
+            self.work_dir.mkdir(parents=True, exist_ok=True)
 
     def _call_before_run(self) -> None:
         self.call_hook('before_run')

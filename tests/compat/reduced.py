@@ -17,10 +17,10 @@ BROKEN = {'mobilenet_v3/mobilenet-v3-small_8xb16_cifar10', 'mobilenet_v3/mobilen
 #: Pixels that an architecture takes at least; what has its patches, windows or filters counted in is not listed, and
 #: keeps the size of its recipe.
 SIZES = dict.fromkeys((
-    'CSPDarkNet', 'CSPResNet', 'CSPResNeXt', 'ConvMixer', 'ConvNeXt', 'DenseNet', 'EfficientNet', 'HRNet', 'MobileNetV2',
-    'MobileNetV3', 'PoolFormer', 'RegNet', 'RepVGG', 'Res2Net', 'ResNeSt', 'ResNeXt', 'ResNet', 'ResNetV1c', 'ResNetV1d',
-    'SEResNeXt', 'SEResNet', 'ShuffleNetV1', 'ShuffleNetV2', 'VAN', 'VisionTransformer', 'DistilledVisionTransformer',
-    'Conformer', 'MViT'), 64)
+    'CSPDarkNet', 'CSPResNet', 'CSPResNeXt', 'Conformer', 'ConvMixer', 'ConvNeXt', 'DenseNet',
+    'DistilledVisionTransformer', 'EfficientNet', 'HRNet', 'MViT', 'MobileNetV2', 'MobileNetV3', 'PoolFormer', 'RegNet',
+    'RepVGG', 'Res2Net', 'ResNeSt', 'ResNeXt', 'ResNet', 'ResNetV1c', 'ResNetV1d', 'SEResNeXt', 'SEResNet',
+    'ShuffleNetV1', 'ShuffleNetV2', 'VAN', 'VisionTransformer'), 64)
 
 
 def recipes_folder() -> Path:
@@ -59,7 +59,7 @@ def reduced(name: str) -> tuple[Config, list[str]]:
             cfg.data[loader].pop('workers_per_gpu', None)
     length = 'max_iters' if 'max_iters' in cfg.runner else 'max_epochs'
     cfg.runner[length] = 1
-    cfg.evaluation.interval = 1
+    cfg.evaluation = {**cfg.get('evaluation', {}), 'interval': 1}
     cfg.seed = 0
     cfg.work_dir = None
     return cfg, notes
@@ -93,7 +93,7 @@ def _without_sync(cfg: Config) -> list[str]:
 
 def _without_pretrained(cfg: Config) -> list[str]:
     parts = [cfg.model, cfg.model.backbone]
-    found = [part for part in parts if 'Pretrained' in str((part.get('init_cfg') or {})) or part.get('pretrained')]
+    found = [part for part in parts if 'Pretrained' in str(part.get('init_cfg') or {}) or part.get('pretrained')]
     for part in found:
         part.pop('init_cfg', None)
         part.pop('pretrained', None)

@@ -20,7 +20,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch  # noqa: E402
 from reduced import image_size, loaded, recipe_names, recipes_folder, reduced  # noqa: E402
 from table import by_family  # noqa: E402
-from tiny_data import make  # noqa: E402
+from tiny_data import accept_tiny_cifar, make  # noqa: E402
 
 from workspace_lib.apis import build_loader, build_training, run_training, set_random_seed  # noqa: E402
 from workspace_lib.datasets import build_dataset  # noqa: E402
@@ -39,6 +38,8 @@ from workspace_lib.trace import trace_builds  # noqa: E402
 
 #: Beyond so many parameters only one model at a time: AdamW with averages takes 20 bytes for each.
 LARGE = 100_000_000
+#: Seconds without any result after which a process is taken for killed (by the kernel, for want of memory).
+LOST = 600
 
 
 class Few:
@@ -101,9 +102,9 @@ def run(cfg: Any, record: dict[str, Any]) -> torch.nn.Module:
         runner, loaders = build_training(model, dataset, cfg, validate=True, device='cpu')
         run_training(runner, [Few(loader) for loader in loaders], cfg)
         record['loss'] = float(runner.outputs['loss'])
-        record['has_gradients'] = share_of_moved(runner.optimizer)
-        if not math.isfinite(record['loss']) or record['has_gradients'] < 0.5:
-            raise ValueError(f"loss {record['loss']}, gradients in {record['has_gradients']:.0%} of the parameters")
+        record['with_gradient'], any_at_all = gradients(runner.optimizer)
+        if not math.isfinite(record['loss']) or record['with_gradient'] < 0.5 or not any_at_all:
+            raise ValueError(f"loss {record['loss']}, gradients for {record['with_gradient']:.0%} of the parameters")
         runner.optimizer.state.clear()
         dataset = build_dataset(cfg.data.test, dict(test_mode=True))
         scores = single_gpu_test(model, Few(build_loader(cfg, 'test', dataset, torch.device('cpu'))), progress=False)
@@ -112,12 +113,17 @@ def run(cfg: Any, record: dict[str, Any]) -> torch.nn.Module:
     return model
 
 
-def share_of_moved(optimizer: torch.optim.Optimizer) -> float:
-    """How many of the parameters left a trace of their gradient in the optimizer, 0..1."""
+def gradients(optimizer: torch.optim.Optimizer) -> tuple[float, bool]:
+    """From what a step left in the optimizer: the share of parameters that had a gradient, and if one was not zero.
+
+    A head that begins with zeros, as DeiT's, gives those before it gradients of zero.
+    """
     states = [[value for value in state.values() if isinstance(value, torch.Tensor) and value.numel() > 1]
               for state in optimizer.state.values()]
+    if not all(bool(value.isfinite().all()) for state in states for value in state):
+        raise ValueError('a gradient is not finite')
     total = sum(len(group['params']) for group in optimizer.param_groups)
-    return sum(any(bool(value.any()) for value in state) for state in states) / total
+    return sum(map(bool, states)) / total, any(bool(value.any()) for state in states for value in state)
 
 
 def named_shapes(model: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:
@@ -149,6 +155,7 @@ def prepare(root: str) -> None:
     """A worker process: quiet, one thread, in the folder with the data."""
     os.chdir(root)
     torch.set_num_threads(1)
+    accept_tiny_cifar()
     logging.disable(logging.CRITICAL)
 
 
@@ -156,14 +163,15 @@ def sweep(names: list[str], jobs: int) -> list[dict[str, Any]]:
     """A record for each name, in the order of the names."""
     with tempfile.TemporaryDirectory() as root:
         make(Path(root))
+        records: dict[str, dict[str, Any]] = {}
         context = multiprocessing.get_context('spawn')
-        with ProcessPoolExecutor(jobs, context, prepare, (root,), max_tasks_per_child=20) as pool:
-            futures = {pool.submit(check, name): name for name in names}
-            records = {}
-            for done, future in enumerate(as_completed(futures), 1):
-                name = futures[future]
-                records[name] = future.result()
-                print(f'{done:3}/{len(names)} {name}: {status(records[name])}, {records[name]["seconds"]} s', flush=True)
+        with context.Pool(jobs, prepare, (root,), maxtasksperchild=20) as pool:
+            results = pool.imap_unordered(check, names)
+            while len(records) < len(names):
+                record = results.next(timeout=LOST)
+                records[record['name']] = record
+                done, seconds = f'{len(records):3}/{len(names)}', record['seconds']
+                print(f'{done} {record["name"]}: {status(record)}, {seconds} s', flush=True)
     return [records[name] for name in names]
 
 
@@ -183,7 +191,8 @@ def main() -> int:
     records = sweep([name for name in recipe_names() if args.only in name], args.jobs)
     versions = {name: version(name) for name in ('mmcls', 'mmcv', 'torch', 'numpy')}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(dict(versions=versions, python=platform.python_version(), recipes=records), indent=1))
+    content = dict(versions=versions, python=platform.python_version(), recipes=records)
+    args.out.write_text(json.dumps(content, indent=1))
     print(by_family({r['name']: status(r) for r in records}))
     print(f'{time.perf_counter() - start:.0f} s with {args.jobs} processes; {args.out}')
     return int(any(record['error'] for record in records))

@@ -33,7 +33,8 @@ def by_family(statuses: dict[str, str]) -> str:
     total: Counter[str] = sum(families.values(), Counter())
     rows = [(family, counts, ', '.join(f'`{type}`' for type in sorted(borrowed.get(family, ()))))
             for family, counts in sorted(families.items())]
-    lines = ['| family | recipes | native | borrowed | failed | what is borrowed |', '| --- | ---: | ---: | ---: | ---: | --- |']
+    lines = ['| family | recipes | native | borrowed | failed | what is borrowed |',
+             '| --- | ---: | ---: | ---: | ---: | --- |']
     for family, counts, types in [*rows, ('**all**', total, '')]:
         numbers = ' | '.join(str(counts[one]) for one in KINDS)
         lines.append(f'| {family} | {counts.total()} | {numbers} | {types} |')

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import tarfile
 from pathlib import Path
 
 import cv2
@@ -39,8 +38,9 @@ def make(root: Path) -> None:
     _make_voc(data / 'VOCdevkit' / 'VOC2007', originals)
     _make_cub(data / 'CUB_200_2011', originals)
     _make_cars(data / 'stanfordcars', originals)
-    _make_cifar(data / 'cifar10', 'cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)], 'test_batch', b'labels')
-    _make_cifar(data / 'cifar100', 'cifar-100-python', ['train'], 'test', b'fine_labels')
+    batches = [f'data_batch_{i}' for i in range(1, 6)]
+    _make_cifar(data / 'cifar10', 'cifar-10-batches-py', batches, 'test_batch', 'labels')
+    _make_cifar(data / 'cifar100', 'cifar-100-python', ['train'], 'test', 'fine_labels')
     _make_mnist(data / 'mnist')
 
 
@@ -101,17 +101,22 @@ def _make_cars(root: Path, originals: list[Path]) -> None:
         savemat(root / 'devkit' / f'{file}.mat', {'annotations': records})
 
 
-def _make_cifar(root: Path, folder: str, train: list[str], test: str, labels: bytes) -> None:
-    """The authors' pickles, of a few images; the archive too, for a reader that wants it."""
+def _make_cifar(root: Path, folder: str, train: list[str], test: str, labels: str) -> None:
+    """The authors' pickles, of eight images each; their check sums differ, see `accept_tiny_cifar`."""
     (root / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in [*train, test]:
         images = rng.integers(0, 256, (8, 3072), np.uint8)
-        (root / folder / name).write_bytes(pickle.dumps({b'data': images, labels: list(range(8))}))
-    names = {b'label_names': [b'c'] * 10, b'fine_label_names': [b'c'] * 100}
-    (root / folder / ('batches.meta' if b'label_names' and labels == b'labels' else 'meta')).write_bytes(pickle.dumps(names))
-    with tarfile.open(root / ('cifar-10-python.tar.gz' if labels == b'labels' else 'cifar-100-python.tar.gz'), 'w:gz') as tar:
-        tar.add(root / folder, folder)
+        (root / folder / name).write_bytes(pickle.dumps({'data': images, labels: list(range(8))}))
+    meta, names = ('batches.meta', 'label_names') if labels == 'labels' else ('meta', 'fine_label_names')
+    (root / folder / meta).write_bytes(pickle.dumps({names: []}))
+
+
+def accept_tiny_cifar() -> None:
+    """torchvision, which reads CIFAR, knows the check sums of the whole files."""
+    import torchvision
+
+    torchvision.datasets.cifar.check_integrity = lambda *args, **kwargs: True
 
 
 def _make_mnist(root: Path) -> None:

@@ -12,6 +12,7 @@ from .backbones.vgg import VGG
 from .backbones.vision_transformer import VisionTransformer
 from .builder import build_backbone, build_classifier, build_head, build_loss, build_neck
 from .classifier import ImageClassifier
+from .distilled_heads import EfficientFormerClsHead as EfficientFormerClsHead
 from .heads import (
     ClsHead,
     CSRAClsHead,

@@ -1,0 +1,41 @@
+"""The table of families in the documentation was written from the committed records."""
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from table import BEGIN, DOCUMENT, END, RECIPES, by_family, summary, written  # noqa: E402
+
+
+def test_the_committed_table_is_of_the_committed_records():
+    document = DOCUMENT.read_text()
+    assert document == written(document, json.loads(RECIPES.read_text()))
+
+
+def test_the_records_are_of_all_280_recipes():
+    assert len(json.loads(RECIPES.read_text())['recipes']) == 280
+
+
+def test_a_row_counts_each_kind_apart():
+    table = by_family({'a/x': 'native', 'a/y': 'borrowed VAN, Cutout', 'a/z': 'failed', 'b/x': 'native'})
+    assert '| a | 3 | 1 | 1 | 1 | `Cutout`, `VAN` |' in table
+    assert '| b | 1 | 1 | 0 | 0 |  |' in table and '| **all** | 4 | 2 | 1 | 1 |  |' in table
+
+
+def test_a_summary_keeps_names_and_status():
+    sweep = dict(versions=dict(mmcls='1', mmcv='2', torch='3', numpy='4'), recipes=[
+        dict(name='a/x', error=None, borrowed=[]), dict(name='a/y', error=None, borrowed=['VAN', 'Cutout']),
+        dict(name='a/z', error='KeyError: x', borrowed=['VAN'])])
+    assert summary(sweep) == dict(versions=dict(mmcls='1', mmcv='2', torch='3'), recipes={
+        'a/x': 'native', 'a/y': 'borrowed VAN, Cutout', 'a/z': 'failed'})
+
+
+def test_a_document_without_its_marks_is_refused():
+    with pytest.raises(ValueError, match='lost the marks'):
+        written('# Compatibility\n', dict(versions=dict(mmcls='1', mmcv='2', torch='3'), recipes={}))
+    assert written(f'a {BEGIN} old {END} b', dict(versions=dict(mmcls='1', mmcv='2', torch='3'), recipes={})).endswith(
+        f'{END} b')

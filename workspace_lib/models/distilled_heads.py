@@ -1,0 +1,38 @@
+"""Heads with a second classifier, which a teacher was to teach; without one, both learn from the labels.
+
+In: features (N, in_channels), or a tuple whose last one counts. Out: losses, or scores (N, num_classes).
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .builder import HEADS
+from .heads import CROSS_ENTROPY, NORMAL, ClsHead, Features
+from .init import InitCfg
+from .layers import Cfg
+
+
+@HEADS.register_module()
+class EfficientFormerClsHead(ClsHead):
+    """EfficientFormer's (arXiv:2206.01191): the mean of two linear layers, or one with `distillation=False`.
+
+    Args:
+        num_classes: C. in_channels: of the features. The others: see `ClsHead`.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, distillation: bool = True, init_cfg: InitCfg = NORMAL,
+                 loss: Cfg = CROSS_ENTROPY, topk: int | Sequence[int] = (1,), cal_acc: bool = False) -> None:
+        super().__init__(loss, topk, cal_acc, init_cfg)
+        if num_classes <= 0:
+            raise ValueError(f'EfficientFormerClsHead got num_classes={num_classes}; it takes 1 or more')
+        self.num_classes, self.in_channels, self.dist = num_classes, in_channels, distillation
+        self.head = nn.Linear(in_channels, num_classes)
+        if distillation:
+            self.dist_head = nn.Linear(in_channels, num_classes)
+
+    def logits(self, x: Features) -> Tensor:
+        features = self.pre_logits(x)
+        scores = self.head(features)  # (N, num_classes)
+        return (scores + self.dist_head(features)) / 2 if self.dist else scores
