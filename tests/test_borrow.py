@@ -165,3 +165,8 @@ def test_the_filters_name_their_source():
     with pytest.warns(UserWarning, match='mine'):
         warnings.warn('mine', stacklevel=1)
     assert logging.root.manager.disable < logging.WARNING
+
+
+def test_no_name_is_not_borrowed(monkeypatch):
+    monkeypatch.setattr(borrow.importlib, 'import_module', lambda name: pytest.fail(f'imports {name}'))
+    assert DATASETS.get('') is None

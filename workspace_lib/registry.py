@@ -85,7 +85,7 @@ class Registry:
         return None if registry is None else registry.module_dict.get(name) or registry._borrow(name)
 
     def _borrow(self, name: str) -> Callable[..., Any] | None:
-        if self.lender is None or name in self.borrowed:
+        if self.lender is None or not name or name in self.borrowed:
             return self.borrowed.get(name)
         borrowed = offer(self.lender).classes.get(name)
         if borrowed is not None:
