@@ -97,4 +97,4 @@ def _without_pretrained(cfg: Config) -> list[str]:
     for part in found:
         part.pop('init_cfg', None)
         part.pop('pretrained', None)
-    return ['not from its pretrained weights'] if found else []
+    return ['not from its pretrained weights'] if found or cfg.pop('load_from', None) else []
