@@ -310,3 +310,10 @@ def test_lamb_resumes_to_the_bit():
     resumed.load_state_dict(saved)
     steps(part, resumed, [3, 4])
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), part.parameters(), strict=True))
+
+
+def test_rmsprop_takes_the_options_of_the_recipes():
+    options = dict(lr=0.064, alpha=0.9, momentum=0.9, eps=0.0316, weight_decay=1e-5)
+    optimizer = build_optimizer(Toy(), dict(type='RMSprop', **options))
+    assert isinstance(optimizer, torch.optim.RMSprop)
+    assert {key: optimizer.param_groups[0][key] for key in options} == options
