@@ -170,6 +170,7 @@ def test_an_optimizer_without_momentum_is_named():
 @pytest.mark.parametrize(('config', 'error', 'message'), [
     (dict(policy='poly'), KeyError, 'poly is not a momentum policy'),
     (dict(policy='CosineAnnealing', min_lr=0), TypeError, "momentum_config .* has no argument 'min_lr'"),
+    (dict(policy='OneCycle', max_momentum=[0.9, 0.8]), ValueError, 'max_momentum of OneCycle is one number'),
     (dict(policy='OneCycle', by_epoch=True), ValueError, 'momentum_config: the policy OneCycle counts iterations'),
 ])
 def test_bad_momentum_configs_are_errors(config, error, message):
@@ -239,6 +240,7 @@ def test_a_cooldown_longer_than_the_run_is_all_of_it():
     (dict(policy='CosineAnnealing', min_lr=0, min_lr_ratio=0.1), ValueError, 'needs one of min_lr and min_lr_ratio'),
     (dict(policy='Cyclic', by_epoch=True), ValueError, 'the policy Cyclic counts iterations, but by_epoch=True'),
     (dict(policy='OneCycle', max_lr=1., anneal_strategy='sin'), ValueError, "'sin'; choose from cos, linear"),
+    (dict(policy='OneCycle', max_lr=[0.1, 0.2]), ValueError, 'max_lr of OneCycle is one number'),
     (dict(policy='CosineRestart', periods=[1, 2], min_lr=0), ValueError, '2 periods, but 1 restart_weights'),
     (dict(policy='fixed', warmup='lin', warmup_iters=5), ValueError, "warmup='lin' is unknown; choose from constant"),
     (dict(policy='fixed', warmup='linear'), ValueError, 'needs warmup_iters > 0'),

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 # f(base_lr, progress, total) -> lr, where progress and total count epochs, or iterations with by_epoch=False.
 # Formulas and the order of their operations: mmcv 1.7.2, mmcv/runner/hooks/lr_updater.py and momentum_updater.py.
@@ -132,12 +133,19 @@ def _phases(values: Sequence[float], pct_start: float, three_phase: bool, curve:
     raise AssertionError('the last phase returns')
 
 
+def _check_single(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f'{name} of OneCycle is one number for all parameter groups, but got {value!r}')
+
+
 def _one_cycle(max_lr: float, total_steps: int | None = None, pct_start: float = 0.3, anneal_strategy: str = 'cos',
                div_factor: float = 25, final_div_factor: float = 1e4, three_phase: bool = False) -> Policy:
     """Up from `max_lr / div_factor` to `max_lr`, and down to `max_lr / div_factor / final_div_factor`.
 
     With `three_phase` down to the first value in as many steps as it went up, and then on to the last.
     """
+    _check_single(max_lr=max_lr)
     curve, low = _curve(anneal_strategy), max_lr / div_factor
     values = [low, low * div_factor, *([low] if three_phase else []), low * (1 / final_div_factor)]
 
@@ -186,6 +194,7 @@ def _step_momentum(step: int | Sequence[int], gamma: float = 0.5, min_momentum: 
 def _one_cycle_momentum(base_momentum: float = 0.85, max_momentum: float = 0.95, pct_start: float = 0.3,
                         anneal_strategy: str = 'cos', three_phase: bool = False) -> Policy:
     """Against the learning rate of `OneCycle`: down from `max_momentum` to `base_momentum`, and up again."""
+    _check_single(base_momentum=base_momentum, max_momentum=max_momentum)
     values, curve = [max_momentum, base_momentum, *[max_momentum] * (1 + three_phase)], _curve(anneal_strategy)
     return lambda base, progress, total: _phases(values, pct_start, three_phase, curve, progress, total)
 

@@ -41,7 +41,14 @@ def by_family(statuses: dict[str, str]) -> str:
     return '\n'.join(lines)
 
 
-def section(content: dict[str, Any]) -> str:
+def committed() -> dict[str, Any] | None:
+    """The committed records; None before the first sweep."""
+    return json.loads(RECIPES.read_text()) if RECIPES.exists() else None
+
+
+def section(content: dict[str, Any] | None) -> str:
+    if content is None:
+        return f'{BEGIN}\n{END}'
     versions = content['versions']
     return '\n'.join([
         BEGIN,
@@ -54,7 +61,7 @@ def section(content: dict[str, Any]) -> str:
         '', by_family(content['recipes']), END])
 
 
-def written(document: str, content: dict[str, Any]) -> str:
+def written(document: str, content: dict[str, Any] | None) -> str:
     """The document with the section in the place of the one that is there."""
     before, _, rest = document.partition(BEGIN)
     _, mark, after = rest.partition(END)

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,14 @@ import numpy as np
 import pytest
 import torch
 from reduced import SIZES, image_size, loaded
-from table import RECIPES
+from table import committed
 from tiny_data import photographs
 
 from workspace_lib.datasets import Pipeline
 from workspace_lib.models import build_classifier
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore')]
-NATIVE = [name for name, status in json.loads(RECIPES.read_text())['recipes'].items() if status == 'native'] \
-    if RECIPES.exists() else []
+NATIVE = [name for name, status in (committed() or dict(recipes={}))['recipes'].items() if status == 'native']
 FAMILIES = sorted({name.partition('/')[0] for name in NATIVE})
 
 
