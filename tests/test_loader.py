@@ -263,3 +263,21 @@ def test_workers_send_bytes_to_another_device_and_finished_batches_to_the_cpu(fo
 def test_the_setting_of_a_recipe_for_ipus_is_ignored_with_a_warning(folder, caplog):
     assert len(loader(folder, mode='async')) == 6
     assert 'the setting mode of the loader is for Graphcore IPUs; ignored' in caplog.text
+
+
+def test_a_data_set_that_draws_from_the_global_generators_depends_on_seed_epoch_and_index():
+    class Drawing(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return dict(img=torch.rand(1, 2, 2) + index, drawn=np.random.rand())
+
+    def batches(workers):
+        torch.manual_seed(workers)
+        loader = Loader(Drawing(), 2, workers, seed=3)
+        return [torch.cat([batch['img'].flatten(), batch['drawn']]) for _ in range(2) for batch in loader]
+
+    here, there = batches(0), batches(2)
+    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+    assert not torch.equal(here[0], here[2])

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from .decode import DecodeError
 from .mixing import BatchAugments
-from .pipeline import DeviceStage, Pipeline, batch_memory
+from .pipeline import DeviceStage, Pipeline, _seeded_globals, batch_memory
 from .wrappers import leaves, locate
 
 _log = logging.getLogger(__name__)
@@ -186,7 +186,10 @@ def _common_stage(parts: list[Any]) -> DeviceStage:
 
 def _sample(dataset: Any, index: int, seed: int) -> dict[str, Any]:
     dataset, index = locate(dataset, index)
-    return dataset.sample(index, seed) if hasattr(dataset, 'sample') else dataset[index]
+    if hasattr(dataset, 'sample'):
+        return dataset.sample(index, seed)
+    with _seeded_globals(seed):  # of another library, borrowed or a person's own: it draws from the global generators
+        return dataset[index]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> Batch:
