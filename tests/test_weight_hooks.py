@@ -15,7 +15,8 @@ from workspace_lib.iter_runner import IterBasedRunner
 from workspace_lib.runner import EpochBasedRunner
 from workspace_lib.weight_hooks import EMAHook, PreciseBNHook
 
-pytestmark = pytest.mark.filterwarnings('ignore:On January 1, 2023')
+pytestmark = [pytest.mark.filterwarnings('ignore:On January 1, 2023'),
+              pytest.mark.filterwarnings('ignore:This overload of add_ is deprecated')]  # mmcv's own
 
 
 class Mmcv:
