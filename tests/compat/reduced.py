@@ -45,7 +45,7 @@ def loaded(name: str) -> Config:
 def reduced(name: str) -> tuple[Config, list[str]]:
     """The config for one small step, and what was changed beyond sizes and counts."""
     cfg = loaded(name)
-    notes = [*_without_sync(cfg), *_without_pretrained(cfg)]
+    notes = [*_without_sync(cfg), *_without_pretrained(cfg), *_with_one_size(cfg)]
     size = image_size(cfg)
     if (small := SIZES.get(cfg.model.backbone.type, size)) < size:
         for split in ('train', 'val', 'test'):
@@ -82,6 +82,17 @@ def _shrink(step: dict[str, Any], scale: float) -> None:
 
 def _scaled(pixels: int, scale: float) -> int:
     return pixels if pixels < 0 else round(pixels * scale)
+
+
+def _with_one_size(cfg: Config) -> list[str]:
+    """RepMLP takes one size; two of its recipes train with another, and fail in mmclassification as they do here."""
+    crop = next((step for step in cfg.data.train.pipeline if step['type'] == 'RandomResizedCrop'), {})
+    size = cfg.model.backbone.get('img_size')
+    if cfg.model.backbone.type != 'RepMLPNet' or crop['size'] == size:
+        return []
+    note = f'trained with {size} px: at the {crop["size"]} px that it sets its model fails, as in mmclassification'
+    crop['size'] = size
+    return [note]
 
 
 def _without_sync(cfg: Config) -> list[str]:
