@@ -52,13 +52,14 @@ def section(content: dict[str, Any] | None) -> str:
     versions = content['versions']
     return '\n'.join([
         BEGIN,
-        f'Of mmclassification {versions["mmcls"]} (mmcv {versions["mmcv"]}, torch {versions["torch"]}): each recipe is',
-        'loaded, built, trained for one step with all its hooks, evaluated, and tested for one batch. It is unchanged but',
-        'for small images, batches of two, BN in place of SyncBN, and no pretrained weights. Two recipes of RepMLP, which',
-        'set 224 px for a model of 256 and cannot be trained as they are, get the size of the model. A recipe that is',
-        'another under an old name shares its run. *Native* means that nothing in it is borrowed, and that its state dict',
-        "has mmclassification's names and shapes. A *borrowed* row proves our loops and our data, not our models: what is",
-        "named in it is mmclassification's own code.",
+        f'Of mmclassification {versions["mmcls"]} (mmcv {versions["mmcv"]}, torch {versions["torch"]}), in our loops.',
+        'Each recipe is loaded, built, trained for one step with all its hooks, evaluated, and tested for one',
+        'batch. It is unchanged but for small images, batches of two, BN in place of SyncBN, and no pretrained',
+        'weights. Two recipes of RepMLP, which set 224 px for a model of 256 and cannot be trained as they are,',
+        'get the size of the model. A recipe that is another under an old name shares its run. *Native* means',
+        "that nothing in it is borrowed, and that its state dict has mmclassification's names and shapes. A",
+        "*borrowed* row proves our loops and our data, not our models: what is named in it is mmclassification's",
+        'own code.',
         '', by_family(content['recipes']), END])
 
 
