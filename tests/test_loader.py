@@ -260,11 +260,6 @@ def test_workers_send_bytes_to_another_device_and_finished_batches_to_the_cpu(fo
         assert (batch['img'].dtype, batch['img'].is_shared(), broken) == (dtype, True, {})
 
 
-def test_the_setting_of_a_recipe_for_ipus_is_ignored_with_a_warning(folder, caplog):
-    assert len(loader(folder, mode='async')) == 6
-    assert 'the setting mode of the loader is for Graphcore IPUs; ignored' in caplog.text
-
-
 def test_a_data_set_that_draws_from_the_global_generators_depends_on_seed_epoch_and_index():
     class Drawing(torch.utils.data.Dataset):
         def __len__(self):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from figures import assert_nothing_is_cut_off
 
-from workspace_lib import schedules
 from workspace_lib.tools.cli import main
 from workspace_lib.tools.vis_lr import lr_plot
 
@@ -65,7 +64,6 @@ def test_an_unknown_policy_is_an_error(tmp_config):
 MOMENTUM = "dict(policy='step', step=[1])\nmomentum_config = dict(policy='step', step=[2], gamma=0.5)"
 
 
-@pytest.mark.skipif(not hasattr(schedules, 'momentum_schedule'), reason='momentum has no schedules')
 def test_momentum_has_a_picture_of_its_own_where_it_is_configured(tmp_config):
     text = Path(recipe(tmp_config, MOMENTUM)).read_text()
     plot = lr_plot(tmp_config(text.replace('lr=0.5', 'lr=0.5, momentum=0.8')), iters_per_epoch=2)

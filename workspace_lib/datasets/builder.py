@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from .loader import Loader
 from .mixing import BatchAugments
 from .wrappers import ConcatDataset
 
-_log = logging.getLogger(__name__)
 #: Data sets made of others, and the key that holds those.
 WRAPPERS = {'ConcatDataset': 'datasets', 'RepeatDataset': 'dataset', 'ClassBalancedDataset': 'dataset',
             'KFoldDataset': 'dataset'}
@@ -59,8 +57,6 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
     Raises:
         TypeError: an unknown key; names the nearest.
     """
-    if kwargs.pop('mode', None):
-        _log.warning('the setting mode of the loader is for Graphcore IPUs; ignored')
     for key in set(kwargs) - set(DATALOADER_OPTIONS):
         known = [*build_dataloader.__annotations__, *DATALOADER_OPTIONS]
         raise TypeError(f'the loader has no setting {key!r}{near_names(key, known)}; known: {", ".join(known)}')

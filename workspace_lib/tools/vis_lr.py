@@ -49,7 +49,7 @@ def lr_plot(config: str | Config, iters_per_epoch: int | None = None, gpus: int 
     schedule = lr_schedule(cfg.get('lr_config') or dict(policy='Fixed'), epochs, per_epoch, max_iters)
     curves = {'lr': np.array([schedule(cfg.optimizer.lr, i) for i in range(total)])}
     if cfg.get('momentum_config'):
-        from ..schedules import momentum_schedule  # type: ignore[attr-defined]
+        from ..schedules import momentum_schedule
         momenta, start = momentum_schedule(cfg.momentum_config, epochs, per_epoch, max_iters), _momentum(cfg)
         curves['momentum'] = np.array([momenta(start, i) for i in range(total)])
     starts = range(0, total, per_epoch if epochs else math.ceil(total / _MARKS))
