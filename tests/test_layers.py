@@ -29,9 +29,14 @@ LAYERS: list[list[tuple[str, ...]]] = [
 PLACE = {module: (level, room) for level, rooms in enumerate(LAYERS) for room in rooms for module in room}
 SOURCES = [p for p in sorted(ROOT.rglob('*.py')) if 'configs' not in p.relative_to(ROOT).parts]
 CORE = [p for p in SOURCES if 'tools' not in p.relative_to(ROOT).parts]
-# Lines of code, without docstrings, comments and blank lines. A guard against growth by habit: what makes the core pass
-# it should rather be simpler, or be a tool.
-LINE_LIMIT = 5000
+# What a registry or a table holds, one item beside the other: a recipe names some, and the machinery does without any.
+CATALOGUE = ('models.backbones', 'models.heads', 'models.distilled_heads', 'models.losses', 'models.necks',
+             'datasets.transforms', 'datasets.colour', 'datasets.geometry', 'datasets.auto_augment', 'datasets.mixing',
+             'datasets.builtin', 'datasets.folder', 'datasets.fine_grained', 'datasets.multi_label', 'datasets.samplers',
+             'policies', 'lamb', 'weight_hooks', 'layouts', 'model_zoo')
+# Lines of code, without docstrings, comments and blank lines. Guards against growth by habit: what makes the machinery
+# pass its limit should rather be simpler, or be a tool; the catalogue grows by items, of which most are short.
+LINE_LIMIT, CATALOGUE_LIMIT = 5000, 3000
 
 
 def module_name(path: Path) -> str:
@@ -99,14 +104,19 @@ def code_lines(path: Path) -> int:
 
 def test_the_core_stays_small():
     counts = {path: code_lines(path) for path in SOURCES}
-    core = sum(counts[path] for path in CORE)
+    catalogue = {path for path in CORE if module_name(path).startswith(CATALOGUE)}
+    items, machinery = (sum(counts[path] for path in part) for part in (catalogue, set(CORE) - catalogue))
     print()
     for path, count in counts.items():
-        print(f'{count:6,}  {module_name(path) or "workspace_lib"}')
-    print(f'{core:6,}  core: lines of code (limit {LINE_LIMIT:,})\n{sum(counts.values()) - core:6,}  tools')
+        print(f'{count:6,}  {module_name(path) or "workspace_lib"}{" *" if path in catalogue else ""}')
+    print(f'{machinery:6,}  machinery: lines of code (limit {LINE_LIMIT:,})\n'
+          f'{items:6,}  catalogue, *: lines of code (limit {CATALOGUE_LIMIT:,})\n'
+          f'{sum(counts.values()) - machinery - items:6,}  tools')
     whole = sum(len(path.read_text().splitlines()) for path in CORE)
     print(f'{whole:6,}  core: with blank lines and explanations')
-    assert core < LINE_LIMIT
+    assert machinery < LINE_LIMIT
+    assert items < CATALOGUE_LIMIT
+    assert all(any(module_name(path).startswith(name) for path in CORE) for name in CATALOGUE)
 
 
 def test_importing_the_core_is_cheap():
