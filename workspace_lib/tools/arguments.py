@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('checkpoint', help='path, or packaged://NAME')
+    parser.add_argument('checkpoint', help='path, https://..., or a name: mmcls://NAME, torchvision://NAME, packaged://NAME')
 
 
 def add_device(parser: argparse.ArgumentParser, default: str | None = 'auto') -> None:
