@@ -287,6 +287,46 @@ class TestJobs:
         self.record(tmp_path, 'k', began=2.0, ended=3.0, status=0)
         assert 'cut off' not in jobs.told(jobs.states(tmp_path), tmp_path)
 
+    @pytest.fixture
+    def in_container(self, tmp_path, monkeypatch):
+        monkeypatch.setenv('LAB_DEVICE', 'cpu')
+        monkeypatch.delenv(jobs.NOTED, raising=False)
+        (tmp_path / '.lab').mkdir()
+
+    def test_training_started_by_hand_in_the_container_is_listed_too(self, tmp_path, in_container):
+        with jobs.noted(self.TRAIN, tmp_path):
+            (name,) = self.states(tmp_path).keys()
+            assert self.states(tmp_path) == {name: 'running'}
+        assert self.states(tmp_path) == {name: 'done'}
+
+    def test_and_so_is_one_that_ended_in_an_error(self, tmp_path, in_container):
+        with pytest.raises(RuntimeError), jobs.noted(self.TRAIN, tmp_path):
+            raise RuntimeError
+        assert list(self.states(tmp_path).values()) == ['failed']
+
+    def test_its_log_is_that_of_the_run(self, tmp_path, in_container):
+        (tmp_path / 'work_dirs' / 'lenet5').mkdir(parents=True)
+        log = tmp_path / 'work_dirs' / 'lenet5' / '20260101_000000.log'
+        log.touch()
+        with jobs.noted(self.TRAIN, tmp_path):
+            (name,) = self.states(tmp_path).keys()
+            assert jobs.log_of(name, tmp_path) == log
+        assert jobs.log_of('another', tmp_path) is None
+
+    @pytest.mark.parametrize('where', ['host', 'job', 'folder elsewhere', 'never up'])
+    def test_nothing_is_noted_where_it_would_mislead(self, tmp_path, in_container, monkeypatch, where):
+        command = self.TRAIN
+        if where == 'host':
+            monkeypatch.delenv('LAB_DEVICE')
+        if where == 'job':
+            monkeypatch.setenv(jobs.NOTED, 'j')
+        if where == 'folder elsewhere':
+            command = [*self.TRAIN, '--work-dir', '/somewhere/else']
+        if where == 'never up':
+            (tmp_path / '.lab').rmdir()
+        with jobs.noted(command, tmp_path):
+            assert self.states(tmp_path) == {}
+
     @pytest.mark.parametrize(
         'command, folder',
         [

@@ -362,6 +362,9 @@ class TestCommands:
         assert done.returncode == 0, done.stdout + done.stderr
         found = (CHECKOUT / 'work_dirs' / 'literal' / 'latest.pth').stat()
         assert (found.st_uid, found.st_gid) == (OWNER, OWNER)
+        job = json.loads(max((CHECKOUT / '.lab' / 'jobs').glob('*/job.json'), key=os.path.getmtime).read_text())
+        assert job['command'][:3] == ['workspace', 'train', RECIPE] and job['status'] == 0
+        assert 'Epoch' in make('logs', f'JOB={job["name"]}').stdout
 
     def test_make_exec_takes_a_command(self, up):
         assert make('exec', 'CMD=echo "two words" | tr a-z A-Z; id -u').stdout == f'TWO WORDS\n{OWNER}\n'

@@ -125,8 +125,8 @@ class Front:
 
     def logs(self, job: str, follow: bool) -> int:
         if job:
-            file = jobs.folder_of(job, self.root) / 'log'
-            if not file.exists():
+            file = jobs.log_of(job, self.root)
+            if file is None:
                 known = ', '.join(record['name'] for record in jobs.records(self.root)) or 'none yet'
                 raise LaneError(f'there is no job {job}. Known: {known}')
             return _become(['tail', '-n', '100', '-F', str(file)]) if follow else _say(tail(file, 100), 0)

@@ -23,6 +23,7 @@ from typing import Any
 from .processes import process_start, write_private
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+NOTED = 'WORKSPACE_JOB'  # set for what runs as a job: its name
 
 
 def folder_of(name: str, root: Path = CHECKOUT) -> Path:
@@ -43,30 +44,70 @@ def run(name: str, command: list[str], root: Path = CHECKOUT, to_terminal: bool 
     folder = folder_of(name, root)
     folder.mkdir(parents=True)
     log = None if to_terminal else open(folder / 'log', 'ab', buffering=0)  # noqa: SIM115 - closed with the process
-    env = {**os.environ, 'PYTHONUNBUFFERED': '1'}  # a log is for following
+    env = {**os.environ, 'PYTHONUNBUFFERED': '1', NOTED: name}  # a log is for following
     stdin = None if to_terminal else subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=root, stdout=log, stderr=log, stdin=stdin, env=env)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, frame: process.send_signal(received))
-    record = {
-        'name': name,
-        'command': command,
-        'place': place(),
-        'pid': process.pid,
-        'start': process_start(process.pid),
-        'began': time.time(),
-        'ended': None,
-        'status': None,
-    }
-    write_private(folder / 'job.json', json.dumps(record))
+    record = _begin(folder, command, process.pid)
     while True:
         try:
             status = process.wait()
             break
         except KeyboardInterrupt:  # the terminal gave it to the process too, which ends in its own way
             continue
-    write_private(folder / 'job.json', json.dumps({**record, 'ended': time.time(), 'status': status}))
+    _end(folder, record, status)
     return status if status >= 0 else 128 - status
+
+
+@contextlib.contextmanager
+def noted(command: list[str], root: Path = CHECKOUT) -> Iterator[None]:
+    """A record of a training that a person started in the container without make: ``docker exec ... workspace train``.
+
+    None elsewhere, none of a job (which has one), and none of a run whose folder is outside the checkout. Its words go
+    to the terminal; ``make logs`` shows the run's own log.
+    """
+    outside = not (root / work_dir(command)).resolve().is_relative_to(root.resolve())
+    if place() == 'host' or NOTED in os.environ or outside or not (root / '.lab').is_dir():
+        yield
+        return
+    folder = folder_of(f'{new_name(command[2])}-{os.getpid()}', root)
+    folder.mkdir(parents=True)
+    record, status = _begin(folder, command, os.getpid()), 1
+    try:
+        yield
+        status = 0
+    finally:  # not reached by a kill: that is what `states` sees
+        _end(folder, record, status)
+
+
+def _begin(folder: Path, command: list[str], pid: int) -> dict[str, Any]:
+    record = {
+        'name': folder.name,
+        'command': command,
+        'place': place(),
+        'pid': pid,
+        'start': process_start(pid),
+        'began': time.time(),
+        'ended': None,
+        'status': None,
+    }
+    write_private(folder / 'job.json', json.dumps(record))
+    return record
+
+
+def _end(folder: Path, record: dict[str, Any], status: int) -> None:
+    write_private(folder / 'job.json', json.dumps({**record, 'ended': time.time(), 'status': status}))
+
+
+def log_of(name: str, root: Path = CHECKOUT) -> Path | None:
+    """The job's log; of a training started without make, the newest in the run's folder. None: there is none."""
+    own = folder_of(name, root) / 'log'
+    if own.exists():
+        return own
+    commands = [record['command'] for record in records(root) if record['name'] == name]
+    logs = [log for command in commands for log in (root / work_dir(command)).glob('*.log')]
+    return max(logs, key=os.path.getmtime, default=None)
 
 
 def place() -> str:

@@ -5,6 +5,7 @@ Nothing here loads torch before a command runs; ``config`` does without it.
 from __future__ import annotations
 
 import argparse
+import sys
 
 from ..config import DictAction
 from .arguments import add_checkpoint, add_config, add_device, add_metrics
@@ -56,9 +57,12 @@ def add_config_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from . import commands
-    commands.train(args.config, args.work_dir, args.resume_from, args.load_from, not args.no_validate, args.seed,
-                   args.deterministic, args.device, args.cfg_options)
+    from . import commands, jobs
+    words = sys.argv[1:] if sys.argv[1:2] == ['train'] else []
+    rest = [word for word in words[1:] if word != args.config]
+    with jobs.noted(['workspace', 'train', args.config, *rest]):
+        commands.train(args.config, args.work_dir, args.resume_from, args.load_from, not args.no_validate, args.seed,
+                       args.deterministic, args.device, args.cfg_options)
 
 
 def _test(args: argparse.Namespace) -> None:
