@@ -1,0 +1,73 @@
+"""What can go wrong while data are prepared, each with an exit status of its own.
+
+In: a message, or an OSError. Out: `PrepareError`, whose status a script can act on.
+"""
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+
+
+class Status(IntEnum):
+    """Exit statuses; `--help` and datasets/README.md list them."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    ARCHIVE = 3
+    SPACE = 4
+    BUSY = 5
+    TARGET = 6
+    DIFFERENT = 7
+    DOWNLOAD = 8
+    INTERRUPTED = 130
+
+
+MEANING = {
+    Status.DONE: 'finished; --verify: nothing differs',
+    Status.FAILED: 'anything else; the message says what',
+    Status.USAGE: 'a wrong command line, or other options than the tree was made with',
+    Status.ARCHIVE: 'an archive is missing, damaged, not the official one, or holds what it must not',
+    Status.SPACE: 'too few bytes or inodes, before the start or on the way',
+    Status.BUSY: 'another run is at work on the same folder',
+    Status.TARGET: 'the target folder cannot be written',
+    Status.DIFFERENT: 'the tree differs from its manifest: changed, missing or extra files',
+    Status.DOWNLOAD: 'a download failed; the next run goes on where it stopped',
+    Status.INTERRUPTED: 'Ctrl-C; the next run goes on',
+}
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class PrepareError(Exception):
+    """A message that names the thing, the place and the way out; `status` is the exit status."""
+
+    def __init__(self, message: str, status: Status = Status.FAILED) -> None:
+        super().__init__(message, status)  # both, so that it can be pickled in a worker
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@contextmanager
+def system_errors(dest: Path) -> Iterator[None]:
+    """Let an OSError leave as a `PrepareError` about `dest`."""
+    try:
+        yield
+    except OSError as error:
+        raise _explained(error, dest) from error
+
+
+def _explained(error: OSError, dest: Path) -> PrepareError:
+    place = error.filename or dest
+    if error.errno in _OUT_OF_SPACE:
+        return PrepareError(f'the disk is full at {place} ({error.strerror}); what is finished stays: free some space '
+                            '(df -h, df -i) and run the same command again', Status.SPACE)
+    if error.errno in _NOT_WRITABLE:
+        return PrepareError(f'{place}: {error.strerror}; {dest} must be writable for you. In the lab /dataset is '
+                            'read-only: use `make prepare`', Status.TARGET)
+    return PrepareError(f'{error}; run the same command again to go on')

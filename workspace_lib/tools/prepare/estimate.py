@@ -1,0 +1,80 @@
+"""What a run would take, before it takes it. In: units, sample images. Out: bytes, seconds, lines for the person."""
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .archives import BLOCK, Archive
+from .pool import Meter
+
+if TYPE_CHECKING:
+    from .images import Size
+
+SAMPLES = 32  # pictures
+MARGIN = 1.15  # for what a sample does not show
+PROBE = 64 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What some pictures of a copy say: bytes for each byte of an original, and seconds of one core."""
+
+    jpeg: float
+    raw: float
+    jpeg_seconds: float
+    raw_seconds: float
+
+
+TYPICAL = Sample(0.5, 5.0, 3e-8, 2e-8)  # where no picture can be had yet
+
+
+def sample(meter: Meter, sources: Sequence[Any], size: Size) -> Sample:
+    """Make the copies of the first pictures of a few `sources` (anything with `images()`), and throw them away."""
+    from .images import shrunk, shrunk_jpeg
+    each = -(-SAMPLES // max(1, len(sources)))
+    originals = [read() for source in sources for _, read in itertools.islice(source.images(), each)]
+    total = sum(map(len, originals))
+    start = time.perf_counter()
+    jpeg = sum(len(shrunk_jpeg(data, size, 'a sample')) for data in originals)
+    between = time.perf_counter()
+    raw = sum(shrunk(data, size, 'a sample').nbytes for data in originals)
+    return Sample(jpeg / total, raw / total, (between - start) / total, (time.perf_counter() - between) / total)
+
+
+def read_rate(paths: Iterable[Path]) -> float:
+    """Bytes a second at which the first file is read, from its middle; infinite if there is none."""
+    for path in paths:
+        start, count = time.perf_counter(), 0
+        with path.open('rb', buffering=0) as file:
+            file.seek(path.stat().st_size // 2)
+            while count < PROBE and (block := file.read(BLOCK)):
+                count += len(block)
+        return max(count, 1) / (time.perf_counter() - start)
+    return float('inf')
+
+
+def bytes_text(amount: float) -> str:
+    for unit, size in (('TB', 1e12), ('GB', 1e9), ('MB', 1e6)):
+        if amount >= size:
+            return f'{amount / size:,.1f} {unit}'
+    return f'{amount / 1e3:,.1f} kB'
+
+
+def time_text(seconds: float) -> str:
+    if seconds < 60:
+        return f'{max(1, round(seconds))} s'
+    return f'{round(seconds / 60)} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
+
+
+def archive_lines(archives: dict[Path, Archive], known: set[Path]) -> list[str]:
+    """Each archive, its size, and how sure it is."""
+    lines = []
+    for path, archive in archives.items():
+        there = bytes_text(path.stat().st_size) if path.is_file() else f'{bytes_text(archive.size or 0)} to download'
+        sure = 'no MD5 published' if not archive.md5 else 'MD5 checked before' if path in known else 'MD5 to be checked'
+        lines.append(f'archive    {path}: {there}, {sure}')
+    return lines

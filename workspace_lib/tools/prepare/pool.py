@@ -1,0 +1,115 @@
+"""Work spread over processes, with one progress bar, that ends with its parent.
+
+In: a function `f(meter, *task)` and tasks. Out: the results in order. With one worker all happens in this process.
+"""
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tqdm import tqdm
+
+from .errors import PrepareError
+
+# fork: workers start at once, share what is loaded, and hold the lock of the run for as long as they live
+_processes = multiprocessing.get_context('fork')
+_PR_SET_PDEATHSIG = 1
+REDRAW = 0.2  # seconds
+
+
+class Stopped(Exception):
+    """Raised in a worker when another has failed, or Ctrl-C was pressed."""
+
+
+class Meter:
+    """How much is done, over all workers; and the flag that stops them."""
+
+    def __init__(self, on_add: Callable[[int], object] | None = None) -> None:
+        self._amount, self._stop = _processes.Value('q', 0), _processes.RawValue('b', 0)
+        self._on_add = on_add
+
+    def add(self, amount: int) -> None:
+        if self._stop.value:
+            raise Stopped
+        with self._amount.get_lock():
+            self._amount.value += amount
+        if self._on_add:
+            self._on_add(amount)
+
+    def stop(self) -> None:
+        self._stop.value = 1
+
+    @property
+    def amount(self) -> int:
+        return self._amount.value
+
+
+class Pool:
+    """Runs functions over tasks in `workers` processes."""
+
+    def __init__(self, workers: int, show_progress: bool = True) -> None:
+        self.workers, self.show_progress = workers, show_progress
+
+    def run(self, function: Callable[..., Any], tasks: Sequence[tuple], title: str = '', total: int = 0,
+            unit: str = 'B') -> list[Any]:
+        """`[function(meter, *task) for task in tasks]`; a bar with rate and time left if there is a title.
+
+        The first exception stops all workers and is raised.
+        """
+        bar = tqdm(total=total, desc=title, unit=unit, unit_scale=True, disable=not (title and self.show_progress),
+                   mininterval=REDRAW if sys.stderr.isatty() else 30, smoothing=0.1, leave=True)
+        tqdm.monitor_interval = 0  # no thread of its own: this process forks
+        with bar:
+            if self.workers == 1 or len(tasks) == 1:
+                meter = Meter(bar.update)
+                return [function(meter, *task) for task in tasks]
+            return self._spread(function, tasks, bar)
+
+    def aside(self, function: Callable[..., Any], *task: Any) -> Any:
+        """`function(meter, *task)` in a process of its own: what it loads is gone afterwards."""
+        with tqdm(disable=True) as bar:
+            return self._spread(function, [task], bar)[0]
+
+    def _spread(self, function: Callable[..., Any], tasks: Sequence[tuple], bar: tqdm) -> list[Any]:
+        meter = Meter()
+        with ProcessPoolExecutor(min(self.workers, len(tasks)) or 1, _processes, _begin, (meter, os.getpid())) as pool:
+            futures = [pool.submit(_call, function, task) for task in tasks]
+            pending: set[Any] = set(futures)
+            try:
+                while pending:
+                    done, pending = wait(pending, REDRAW, FIRST_EXCEPTION)
+                    bar.update(meter.amount - bar.n)
+                    for future in done:
+                        future.result()
+            except BrokenProcessPool:
+                raise PrepareError('a worker process was killed, perhaps for want of memory; run the same command '
+                                   'again, with fewer --workers') from None
+            except BaseException:
+                meter.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return [future.result() for future in futures]
+
+
+_meter: Meter
+
+
+def _begin(meter: Meter, parent: int) -> None:
+    """In a new worker: die with the parent, and leave Ctrl-C to it."""
+    global _meter
+    _meter = meter
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _call(function: Callable[..., Any], task: tuple) -> Any:
+    return function(_meter, *task)

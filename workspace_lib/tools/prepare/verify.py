@@ -1,0 +1,141 @@
+"""A finished tree against its manifest. In: the target folder. Out: every changed, missing and extra file by name."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .engine import Job, Tree, as_json, files_below, read_listing
+from .errors import PrepareError, Status
+from .pool import Meter, Pool
+
+BLOCK = 1 << 20
+MANIFEST = 'meta/manifest.json'
+PACK_FILES = ('about.json', 'index.npy')  # besides pixels.bin
+
+
+def write_manifest(job: Job, units: Iterable[str], packs: dict[str, list[str]],
+                   facts: dict[str, Any]) -> dict[str, Any]:
+    """What the tree holds, as `meta/manifest.json`, the last file to be written.
+
+    Args:
+        units: names of the units that are there.
+        packs: records of each raw map.
+        facts: what else the manifest says.
+    """
+    tree, parts = job.tree, dict[str, dict[str, int]]()
+    listings = {}
+    for unit in sorted(units):
+        part = parts.setdefault(unit.split('/')[0], {'units': 0, 'images': 0, 'bytes': 0})
+        entries = read_listing(tree.listing(unit))
+        for key, amount in (('units', 1), ('images', len(entries)), ('bytes', sum(entry.size for entry in entries))):
+            part[key] += amount
+        listings[unit] = {'images': len(entries), 'sha256': _digest_of(tree.listing(unit))}
+    texts = sorted(path for path in (tree.dest / 'meta').glob('*.txt')) if (tree.dest / 'meta').exists() else []
+    manifest = {
+        **facts, 'format': 1, 'options': job.options, 'parts': parts, 'units': listings,
+        'meta': {path.name: _digest_of(path) for path in texts},
+        'packs': {pack: {'files': {name: _digest_of(tree.folder(pack) / name) for name in PACK_FILES},
+                         'records': {name: _digest_of(tree.listing(name)) for name in names}}
+                  for pack, names in sorted(packs.items())}}
+    content = as_json(manifest)
+    path = tree.dest / MANIFEST
+    if not path.exists() or path.read_bytes() != content:
+        job.replace(path, [content])
+    return manifest
+
+
+def read_manifest(dest: Path) -> dict[str, Any]:
+    path = dest / MANIFEST
+    if not path.is_file():
+        raise PrepareError(f'{path} is not there: the tree is not finished, or was not made by this tool. Run the same '
+                           'command without --verify', Status.DIFFERENT)
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise PrepareError(f'{path} is damaged ({error}); remove it, and run without --verify', Status.DIFFERENT
+                           ) from error
+
+
+def verify(dest: Path, pool: Pool) -> list[str]:
+    """All that differs, one line each; nothing is written, so that it works on a read-only mount."""
+    tree, manifest = Tree(dest), read_manifest(dest)
+    tasks: list[tuple] = [(tree, unit, about['sha256']) for unit, about in manifest['units'].items()]
+    sizes = sum(part['bytes'] for part in manifest['parts'].values())
+    found = [line for lines in pool.run(_check_unit, tasks, 'verify', sizes) for line in lines]
+    for pack, about in manifest['packs'].items():
+        tasks = [(tree, pack, name, digest) for name, digest in about['records'].items()]
+        regions = pool.run(_check_region, tasks, f'verify {pack}', _size_of(tree.folder(pack) / 'pixels.bin'))
+        found += [line for lines in regions for line in lines]
+        found += [line for name, digest in about['files'].items()
+                  for line in _check_file(tree.folder(pack) / name, digest)]
+    for name, digest in manifest['meta'].items():
+        found += _check_file(dest / 'meta' / name, digest)
+    return sorted([*found, *_extra(tree, manifest)])
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _check_file(path: Path, digest: str) -> list[str]:
+    if not path.is_file():
+        return [f'missing: {path}']
+    return [] if _digest_of(path) == digest else [f'changed: {path}']
+
+
+def _check_unit(meter: Meter, tree: Tree, unit: str, digest: str) -> list[str]:
+    folder, listing = tree.folder(unit), tree.listing(unit)
+    if wrong := _check_file(listing, digest):
+        return [f'{line} (the list of the files of {unit})' for line in wrong]
+    entries = {entry.name: entry for entry in read_listing(listing)}
+    there = files_below(folder)
+    found = [f'missing: {folder / name}' for name in entries.keys() - there]
+    found += [f'extra: {folder / name}' for name in there.keys() - entries]
+    for name in entries.keys() & there:
+        if there[name] != entries[name].size or _digest_of(folder / name, meter) != entries[name].digest:
+            found.append(f'changed: {folder / name}')
+    return found
+
+
+def _check_region(meter: Meter, tree: Tree, pack: str, name: str, digest: str) -> list[str]:
+    pixels, listing = tree.folder(pack) / 'pixels.bin', tree.listing(name)
+    if wrong := _check_file(listing, digest):
+        return [f'{line} (a part of {pack})' for line in wrong]
+    entry, = read_listing(listing)
+    start = int(entry.name.rpartition('@')[2])
+    if not pixels.is_file():
+        return [f'missing: {pixels}']
+    if _digest_of(pixels, meter, start, entry.size) == entry.digest:
+        return []
+    return [f'changed: {pixels}, the {entry.size:,} bytes from {start:,} on ({name})']
+
+
+def _digest_of(path: Path, meter: Meter | None = None, start: int = 0, size: int | None = None) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb', buffering=0) as file:
+        file.seek(start)
+        while block := file.read(BLOCK if size is None else min(BLOCK, size)):
+            digest.update(block)
+            size = None if size is None else size - len(block)
+            if meter:
+                meter.add(len(block))
+    return digest.hexdigest()
+
+
+def _extra(tree: Tree, manifest: dict[str, Any]) -> Iterator[str]:
+    """What lies beside the units of a part, in a pack, or in `meta`."""
+    for part in manifest['parts']:
+        units = {unit.split('/')[1] for unit in manifest['units'] if unit.startswith(f'{part}/')}
+        if units and tree.folder(part).is_dir():
+            yield from (f'extra: {tree.folder(part) / name}' for name in {*os.listdir(tree.folder(part))} - units)
+    for pack in manifest['packs']:
+        if tree.folder(pack).is_dir():
+            known = {*PACK_FILES, 'pixels.bin'}
+            yield from (f'extra: {tree.folder(pack) / name}' for name in {*os.listdir(tree.folder(pack))} - known)
+    if manifest['meta'] and (tree.dest / 'meta').is_dir():
+        known = {*manifest['meta'], Path(MANIFEST).name}
+        yield from (f'extra: {tree.dest / "meta" / name}' for name in {*os.listdir(tree.dest / 'meta')} - known)
