@@ -59,8 +59,8 @@ def check_md5(job: Job, archives: dict[Path, Archive]) -> None:
     job.replace(store, [as_json(known)])
     for path, md5 in zip(todo, sums, strict=True):
         if md5 != archives[path].md5:
-            raise PrepareError(f'{path} has the MD5 {md5}, the official {archives[path].name} has {archives[path].md5}: it '
-                               f'is damaged or another file. Nothing was unpacked, and it is as it was; fetch it '
+            raise PrepareError(f'{path} has the MD5 {md5}, {archives[path].name} should have {archives[path].md5}: '
+                               'it is damaged or another file. Nothing was unpacked, and it is as it was; fetch it '
                                'again', Status.ARCHIVE)
 
 
@@ -134,7 +134,7 @@ class Tar:
         try:
             with tarfile.open(fileobj=window, mode='r:') as tar:  # type: ignore[call-overload]
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # tarfile remembers each; a million of them would be a gigabyte
+                    tar.members.clear()  # type: ignore[attr-defined] # tarfile remembers each; a million of them would be a gigabyte
                     if member.offset_data + member.size > size:
                         raise damaged(self.path, f'it ends within {member.name}')
                     if member.isdir() or is_hidden(member.name) and member.isreg():

@@ -90,7 +90,7 @@ def check_images(meter: Meter, tree: Tree, splits: tuple[str, ...], facts: CocoF
 def _check_split(tree: Tree, split: str, facts: CocoFacts) -> None:
     found = {entry.name for entry in read_listing(tree.listing(f'{split}2017'))}
     slim = json.loads((tree.folder('annotations') / f'multilabel_{split}2017.json').read_text())
-    check_names(found, {image['file_name'] for image in slim['images']}, 
+    check_names(found, {image['file_name'] for image in slim['images']},
                 f'images of {split}2017 against its annotations')
     if len(found) != facts.images(split):
         raise PrepareError(f'{split}2017 has {len(found):,} images, expected {facts.images(split):,}', Status.ARCHIVE)

@@ -69,8 +69,11 @@ class Pool:
         with bar:
             if self.workers == 1 or len(tasks) == 1:
                 meter = Meter(bar.update)
-                return [function(meter, *task) for task in tasks]
-            return self._spread(function, tasks, bar)
+                found = [function(meter, *task) for task in tasks]
+            else:
+                found = self._spread(function, tasks, bar)
+            bar.total = bar.n  # it may have been an estimate
+            return found
 
     def aside(self, function: Callable[..., Any], *task: Any) -> Any:
         """`function(meter, *task)` in a process of its own: what it loads is gone afterwards."""
@@ -88,6 +91,7 @@ class Pool:
                     bar.update(meter.amount - bar.n)
                     for future in done:
                         future.result()
+                bar.update(meter.amount - bar.n)
             except BrokenProcessPool:
                 raise PrepareError('a worker process was killed, perhaps for want of memory; run the same command '
                                    'again, with fewer --workers') from None

@@ -259,6 +259,7 @@ class Plan:
                     packed.make()
                 packs[packed.name] = packed.records
         job.remember_options()
+        job.disk.remove(job.tree.work)
         _keep_earlier(job, made, packs)
         return write_manifest(job, made, packs, {
             'archives': {path.name: asdict(archive) for path, archive in archives.items()}})
