@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from .. import metrics
 from .decode import DecodeError, decode
 from .formatting import image_path
+from .packed import Pack, is_pack
 from .pipeline import DeviceStage, Pipeline
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,18 @@ class ArrayInfos(Infos):
         return {'img': self.images[index]}
 
 
+class PackedInfos(Infos):
+    """The samples of an annotation of files, with their pixels out of a pack."""
+
+    def __init__(self, infos: Sequence[dict[str, Any]], folder: str) -> None:
+        self.infos, self.pack = infos, Pack(folder)
+        self.labels = infos.labels if isinstance(infos, Infos) else np.array([info['gt_label'] for info in infos])
+        self.places = self.pack.find((info['img_info']['filename'] for info in infos), len(infos))
+
+    def _source(self, index: int) -> dict[str, Any]:
+        return {**self.infos[index], 'img': self.pack.image(self.places[index])}
+
+
 def class_names(name: str) -> list[str]:
     """The list that lies beside this file."""
     return Path(__file__).with_name(f'{name}_classes.txt').read_text(encoding='utf-8').splitlines()
@@ -83,7 +96,7 @@ class BaseDataset(Dataset):
     """A data set for classification, one label a sample; subclasses write `load_annotations`.
 
     Args:
-        data_prefix: the folder with the data.
+        data_prefix: the folder with the data; with images, it may be a `.pack` of them.
         pipeline: step configs, see `Pipeline`.
         classes: names in place of `CLASSES`: a list, or a file with one a line.
         ann_file: the annotation file, where there is one.
@@ -104,6 +117,11 @@ class BaseDataset(Dataset):
         self.test_mode, self.skip_broken = test_mode, skip_broken
         self.broken: dict[int, str] = {}  # index: reason
         self.data_infos = self.load_annotations()
+        if is_pack(self.data_prefix):
+            if kinds := {getattr(step, 'color_type', 'color') for step in self.pipeline.steps} - {'color'}:
+                raise ValueError(f'{self.data_prefix} holds colour images, the pipeline asks for {kinds.pop()!r}; leave '
+                                 'color_type out, or set data_prefix to the folder of images')
+            self.data_infos = PackedInfos(self.data_infos, self.data_prefix)
 
     def load_annotations(self) -> Sequence[dict[str, Any]]:
         """The samples: dicts of `img_prefix` and `img_info=dict(filename=...)`, or `img`; and `gt_label`."""

@@ -11,6 +11,7 @@ import numpy as np
 from ..registry import DATASETS
 from .base import BaseDataset, FileInfos, class_names
 from .formatting import check_file_client
+from .packed import Pack, is_pack
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 
@@ -67,7 +68,9 @@ class CustomDataset(BaseDataset):
 
     def _from_folders(self) -> FileInfos:
         root, known = self.data_prefix, ', '.join(self.extensions)
-        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != '.')
+        packed = Pack(root).folders() if is_pack(root) else None
+        folders = sorted(packed or (entry.name for entry in os.scandir(root)
+                                    if entry.is_dir() and entry.name[0] != '.'))
         self.CLASSES = folders if self.CLASSES is None else self.CLASSES
         if len(folders) != len(self.CLASSES):
             missing = sorted(set(self.CLASSES) - set(folders))
@@ -78,7 +81,7 @@ class CustomDataset(BaseDataset):
         folders = list(self.CLASSES) if set(folders) == set(self.CLASSES) else folders
         self.folder_to_idx = {folder: label for label, folder in enumerate(folders)}
         infos = FileInfos(root, ((os.fsencode(file), label) for folder, label in self.folder_to_idx.items()
-                                 for file in self._images(folder)))
+                                 for file in (packed[folder] if packed else self._images(folder))))
         if not len(infos):
             raise FileNotFoundError(f'{type(self).__name__}: no image ({known}) in the {len(folders)} class '
                                     f'folders of {root}; set data_prefix, extensions or ann_file')

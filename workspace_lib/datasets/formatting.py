@@ -17,6 +17,8 @@ from .transforms import Step, check_known
 class LoadImageFromFile(Step):
     """Read `img_info.filename`, below `img_prefix` unless that is None; see `decode` for the pixels.
 
+    A sample that has its `img` already, as those of a pack, keeps it.
+
     Args:
         to_float32: give float32, still 0..255; keeps the pipeline off the fast uint8 path.
         color_type: 'color' (BGR), 'grayscale', 'unchanged', or with `_ignore_orientation`.
@@ -36,7 +38,7 @@ class LoadImageFromFile(Step):
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         path = image_path(results)
-        img = self.read(path)
+        img = results['img'] if 'img' in results else self.read(path)
         img = img.astype(np.float32) if self.to_float32 else img
         channels = 1 if img.ndim == 2 else img.shape[2]
         norm = {'mean': np.zeros(channels, np.float32), 'std': np.ones(channels, np.float32), 'to_rgb': False}
