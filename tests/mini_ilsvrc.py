@@ -57,7 +57,8 @@ def picture(seed: int, kind: str = 'color', size: tuple[int, int] = (48, 36)) ->
 
 
 def kind_of(label: int, number: int) -> str:
-    return {(0, 1): 'png', (1, 0): 'cmyk', (2, 2): 'gray', (3, 1): 'exif', (19, 0): 'cmyk'}.get((label, number), 'color')
+    odd = {(0, 1): 'png', (1, 0): 'cmyk', (2, 2): 'gray', (3, 1): 'exif', (19, 0): 'cmyk'}
+    return odd.get((label, number), 'color')
 
 
 def images_of(label: int) -> dict[str, bytes]:

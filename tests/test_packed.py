@@ -30,8 +30,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`train`, `train_short24`, `train_short24.pack`, `meta`."""
     folder = tmp_path_factory.mktemp('packed')
     facts = mini.make(folder / 'archives')
-    prepare_imagenet(folder / 'archives', folder / 'tree', facts=facts, short=SIDE, pack=True, workers=1, progress=False,
-                     say=lambda line: None)
+    prepare_imagenet(folder / 'archives', folder / 'tree', facts=facts, short=SIDE, pack=True, workers=1,
+                     progress=False, say=lambda line: None)
     return folder / 'tree'
 
 

@@ -223,11 +223,12 @@ def mutant(function: Callable, *changes: tuple[str, str]) -> Callable:
 
 SYNC = '    disk.sync(folder)\n'
 LAST = '    disk.sync_folder(tree.folder(unit.name).parent)\n'
-RECORD = "    disk.replace(tree.listing(record), [str(Entry(digest.hexdigest(), at - start, f'pixels.bin@{start}')).encode()])\n"
+RECORD = "    disk.replace(tree.listing(record), [str(entry).encode()])\n"
 DAMAGED, FOREIGN, OTHER = 'has changed since it was made', 'is there already', 'the power was cut at operation'
 # Module, function, what is changed in its source, and how the harm comes out.
 MUTANTS: dict[str, tuple[Any, Callable, list[tuple[str, str]], str]] = {
-    'renamed before it is synced': (engine, engine.build, [(SYNC, ''), (LAST, LAST + '    disk.sync(tree.dest)\n')], DAMAGED),
+    'renamed before it is synced': (engine, engine.build, [
+        (SYNC, ''), (LAST, LAST + '    disk.sync(tree.dest)\n')], DAMAGED),
     'never synced': (engine, engine.build, [(SYNC, '')], DAMAGED),
     'the folder has its name before its listing': (engine, engine.build, [
         ('    disk.rename(draft, listing)\n    disk.sync_folder(listing.parent)\n', ''),
@@ -235,9 +236,10 @@ MUTANTS: dict[str, tuple[Any, Callable, list[tuple[str, str]], str]] = {
     'recorded before the pixels are synced': (copies, copies._fill_region, [
         ('    disk.sync(pixels.parent)\n', ''), (RECORD, RECORD + '    disk.sync(pixels.parent)\n')], OTHER),
     'recorded before the pixels are written': (copies, copies._fill_region, [
-        ('    at = _write_piece(disk, pixels, at, piece, digest)\n    disk.sync(pixels.parent)\n' + RECORD,
-         '    data, first = bytes(piece), at\n    digest.update(data)\n    at += len(data)\n' + RECORD
-         + '    disk.write_at(pixels, first, data)\n    disk.sync(pixels.parent)\n')], OTHER),
+        ('    at = _write_piece(disk, pixels, at, piece, digest)\n    entry',
+         '    data, first = bytes(piece), at\n    digest.update(data)\n    at += len(data)\n    entry'),
+        ('    disk.sync(pixels.parent)\n' + RECORD,
+         RECORD + '    disk.write_at(pixels, first, data)\n    disk.sync(pixels.parent)\n')], OTHER),
     'a folder that is there counts as done': (engine, engine.is_done, [
         ('    if not listing.exists():', '    if folder.exists():\n        return True\n    if not listing.exists():')],
                                                'No such file or directory: .*/units/'),

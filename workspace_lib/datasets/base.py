@@ -119,8 +119,8 @@ class BaseDataset(Dataset):
         self.data_infos = self.load_annotations()
         if is_pack(self.data_prefix):
             if kinds := {getattr(step, 'color_type', 'color') for step in self.pipeline.steps} - {'color'}:
-                raise ValueError(f'{self.data_prefix} holds colour images, the pipeline asks for {kinds.pop()!r}; leave '
-                                 'color_type out, or set data_prefix to the folder of images')
+                raise ValueError(f'{self.data_prefix} holds colour images, the pipeline asks for {kinds.pop()!r}; '
+                                 'leave color_type out, or set data_prefix to the folder of images')
             self.data_infos = PackedInfos(self.data_infos, self.data_prefix)
 
     def load_annotations(self) -> Sequence[dict[str, Any]]:

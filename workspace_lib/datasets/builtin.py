@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import importlib.util
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch.distributed as torch_dist
 
 from ..registry import DATASETS
 from .base import ArrayInfos, BaseDataset, class_names
@@ -41,8 +44,23 @@ class MNIST(BaseDataset):
     def _file(self, name: str) -> Path:
         path = self._find(name)
         if path is None:
-            _download(self.torchvision_name, self.data_prefix, f'{name} (or {name}.gz)')
-            path = self._find(name)
+            with _alone(self.data_prefix):
+                path = self._find(name) or self._fetch(name)
+        return path
+
+    def _fetch(self, name: str) -> Path:
+        """All four files, by way of a folder beside the final one: a kill on the way leaves none that looks whole."""
+        part, done = Path(self.data_prefix, '.download'), Path(self.data_prefix, self.torchvision_name, 'raw')
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            _download(self.torchvision_name, self.data_prefix, f'{name} (or {name}.gz)', into=str(part))
+            done.mkdir(parents=True, exist_ok=True)
+            for file in (part / self.torchvision_name / 'raw').iterdir():
+                if not (done / file.name).exists():
+                    os.replace(file, done / file.name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        path = self._find(name)
         assert path is not None  # torchvision has it where we look
         return path
 
@@ -77,7 +95,8 @@ class CIFAR10(BaseDataset):
     archive: ClassVar[str] = 'cifar-10-python.tar.gz'
 
     def load_annotations(self) -> ArrayInfos:
-        loaded = _download(self.torchvision_name, self.data_prefix, self.archive, train=not self.test_mode)
+        with _alone(self.data_prefix):  # torchvision looks at the MD5 of every file before it fetches anything
+            loaded = _download(self.torchvision_name, self.data_prefix, self.archive, train=not self.test_mode)
         return ArrayInfos(loaded.data, loaded.targets)
 
     def load_image(self, index: int) -> np.ndarray:
@@ -144,19 +163,29 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()  # writable
 
 
-def _download(name: str, root: str, file: str, train: bool = True) -> Any:
-    """torchvision's data set of that name, fetched to `root` if need be, by the first of several processes."""
+def _download(name: str, root: str, file: str, train: bool = True, into: str | None = None) -> Any:
+    """torchvision's data set of that name, fetched to `into` (default `root`) if need be."""
     import torchvision
-    several = torch_dist.is_available() and torch_dist.is_initialized()
-    first = not several or torch_dist.get_rank() == 0
-    if not first:
-        torch_dist.barrier()
     try:
-        return getattr(torchvision.datasets, name)(root, train=train, download=first)
+        return getattr(torchvision.datasets, name)(into or root, train=train, download=True)
     except Exception as error:  # of the network, the disk, the archive
         raise FileNotFoundError(f'{name}: {file} is not in {Path(root).absolute()}, and the download failed '
                                 f'({error}); put it there by hand, set data_prefix, or use the built-in '
                                 'MNIST5k') from error
-    finally:
-        if several and first:
-            torch_dist.barrier()
+
+
+@contextmanager
+def _alone(root: str) -> Iterator[None]:
+    """Holds `root` against other processes of this machine, as the ranks of a run, that start at the same time.
+
+    The lock ends with the process that holds it, however that ends. Where nothing can be written, nothing is locked.
+    """
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        file = open(Path(root, '.download.lock'), 'ab')  # noqa: SIM115 - closed below
+    except OSError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -198,8 +198,9 @@ def _fill_region(meter: Meter, tree: Tree, disk: Disk, unit: str, record: str, p
         if len(piece) > PIECE:
             at = _write_piece(disk, pixels, at, piece, digest)
     at = _write_piece(disk, pixels, at, piece, digest)
+    entry = Entry(digest.hexdigest(), at - start, f'pixels.bin@{start}')
     disk.sync(pixels.parent)
-    disk.replace(tree.listing(record), [str(Entry(digest.hexdigest(), at - start, f'pixels.bin@{start}')).encode()])
+    disk.replace(tree.listing(record), [str(entry).encode()])
 
 
 def _write_piece(disk: Disk, pixels: Path, at: int, piece: bytearray, digest: Any) -> int:
