@@ -1,0 +1,637 @@
+"""ImageNet prepared from a miniature: the right tree, labels, copies; every failure a message and a status."""
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mini_ilsvrc as mini
+import numpy as np
+import pytest
+
+from workspace_lib.datasets import ImageNet, decode
+from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, images, prepare_imagenet, verify_tree
+from workspace_lib.tools.prepare.disk import Disk
+from workspace_lib.tools.prepare.imagenet import ImageNetFacts, read_devkit
+
+ROOT = Path(engine.__file__).parents[3]
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImageNetFacts]:
+    """Archives, not to be changed."""
+    folder = tmp_path_factory.mktemp('made')
+    return folder, mini.make(folder)
+
+
+@pytest.fixture
+def archives(made: tuple[Path, ImageNetFacts], tmp_path: Path) -> tuple[Path, ImageNetFacts]:
+    """Archives of one's own."""
+    shutil.copytree(made[0], tmp_path / 'archives')
+    return tmp_path / 'archives', made[1]
+
+
+@pytest.fixture(scope='module')
+def whole(made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tree, not to be changed."""
+    dest = tmp_path_factory.mktemp('whole') / 'tree'
+    prepare(made, dest, short=24, pack=True)
+    return dest
+
+
+def prepare(made: tuple[Path, ImageNetFacts], dest: Path, **settings: Any) -> dict[str, Any]:
+    return prepare_imagenet(made[0], dest, **{**dict(facts=made[1], workers=1, progress=False), **settings})
+
+
+def refused(made: tuple[Path, ImageNetFacts], dest: Path, status: Status, **settings: Any) -> str:
+    """The message of a run that ends with `status`."""
+    with pytest.raises(PrepareError) as caught:
+        prepare(made, dest, **settings)
+    assert caught.value.status == status, caught.value
+    return str(caught.value)
+
+
+def labels_of(path: Path) -> dict[str, int]:
+    return {name: int(label) for name, label in (line.split() for line in path.read_text().splitlines())}
+
+
+# The tree
+
+def test_every_image_is_there_byte_for_byte_and_no_other_file(whole):
+    expected = {f'{wnid}/{name}': data for label, wnid in enumerate(mini.wnids())
+                for name, data in mini.images_of(label).items()}
+    found = {str(path.relative_to(whole / 'train')): path.read_bytes()
+             for path in (whole / 'train').rglob('*') if path.is_file()}
+    assert found == expected
+    assert {path.name: path.read_bytes() for path in (whole / 'val').iterdir()} == mini.val_images()
+
+
+def test_val_labels_follow_the_official_mapping(whole):
+    found = labels_of(whole / 'meta/val.txt')
+    assert found == {f'ILSVRC2012_val_{number:08}.JPEG': label for number, label in enumerate(mini.val_labels(), 1)}
+    assert [*found] == sorted(found)
+    by_id = {name: mini.id_of(label) - 1 for name, label in found.items()}
+    assert sum(by_id[name] == found[name] for name in found) <= 4  # ID - 1 would be another labelling
+
+
+def test_the_devkit_gives_classes_in_the_order_of_wnids(made):
+    truth = read_devkit(made[0] / made[1].devkit.name, made[1])
+    assert truth.wnids == mini.wnids()  # inner nodes of the tree are none
+    assert truth.words[3] == 'class 3, kind 3'
+    assert truth.val == mini.val_labels()
+
+
+def test_our_imagenet_loads_the_tree(whole):
+    for part in ('train', 'val'):
+        dataset = ImageNet(str(whole / part), [], ann_file=str(whole / f'meta/{part}.txt'))
+        shapes = {dataset.load_image(index).shape for index in range(len(dataset))}
+        assert shapes <= {(36, 48, 3), (48, 36, 3)}
+    train = ImageNet(str(whole / 'train'), [], classes=mini.wnids())
+    assert labels_of(whole / 'meta/train.txt') == {
+        info['img_info']['filename']: int(info['gt_label']) for info in train.data_infos}
+
+
+def test_val_in_class_folders(made, tmp_path):
+    prepare(made, tmp_path / 'tree', val_layout='folders')
+    found = labels_of(tmp_path / 'tree/meta/val.txt')
+    assert {name.split('/')[0]: label for name, label in found.items()} == {
+        wnid: label for label, wnid in enumerate(mini.wnids())}
+    dataset = ImageNet(str(tmp_path / 'tree/val'), [], classes=mini.wnids())
+    assert {info['img_info']['filename']: int(info['gt_label']) for info in dataset.data_infos} == found
+
+
+def test_the_manifest_has_counts_and_hashes(whole, made):
+    manifest = json.loads((whole / 'meta/manifest.json').read_text())
+    assert manifest['parts']['train']['images'] == made[1].train_images == 90
+    assert manifest['parts']['train']['units'] == 20 and manifest['parts']['val']['images'] == 40
+    assert manifest['archives']['ILSVRC2012_img_train.tar']['md5'] == made[1].train.md5
+    unit = manifest['units']['train/n01440764']
+    assert unit['images'] == 3 and len(unit['sha256']) == 64
+    assert {*manifest['meta']} == {'train.txt', 'val.txt', 'classes.txt'}
+
+
+def test_the_numbers_of_workers_make_no_difference(made, whole, tmp_path):
+    prepare(made, tmp_path / 'tree', short=24, pack=True, workers=3)
+    assert mini.tree_of(tmp_path / 'tree') == mini.tree_of(whole)
+
+
+def test_kaggles_folders_give_the_same_images_and_labels(whole, tmp_path):
+    (tmp_path / 'kaggle').mkdir()
+    facts = mini.make_kaggle(tmp_path / 'kaggle')
+    before = mini.tree_of(tmp_path / 'kaggle')
+    prepare((tmp_path / 'kaggle', facts), tmp_path / 'tree', test=True)
+    for part in ('train', 'val', 'meta/train.txt', 'meta/val.txt', 'meta/classes.txt'):
+        if (whole / part).is_dir():
+            assert mini.tree_of(tmp_path / 'tree' / part) == mini.tree_of(whole / part)
+        else:
+            assert (tmp_path / 'tree' / part).read_text() == (whole / part).read_text()
+    assert len((tmp_path / 'tree/meta/test.txt').read_text().splitlines()) == 40
+    assert mini.tree_of(tmp_path / 'kaggle') == before
+
+
+def test_a_finished_tree_is_left_as_it_is(made, whole):
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for part in ('train', 'val', 'train_short24', 'train_short24.pack')
+                for path in (whole / part).rglob('*')}
+    before = times()
+    prepare(made, whole, short=24, pack=True)
+    assert times() == before
+
+
+def test_archives_are_kept_unless_told_otherwise(archives, tmp_path):
+    before = mini.tree_of(archives[0])
+    prepare(archives, tmp_path / 'tree')
+    assert mini.tree_of(archives[0]) == before
+    prepare(archives, tmp_path / 'tree', remove_archives=True)
+    assert mini.tree_of(archives[0]) == {}
+    assert verify_tree(tmp_path / 'tree', workers=1, progress=False) == []
+
+
+# Subsets
+
+@pytest.mark.parametrize('subset, classes, images', [('5', 5, None), ('5x2', 5, 2), ('x1', 20, 1)])
+def test_a_subset_is_the_first_classes_and_images(made, whole, tmp_path, subset, classes, images):
+    manifest = prepare(made, tmp_path / 'tree', subset=subset)
+    train, val = (labels_of(tmp_path / f'tree/meta/{part}.txt') for part in ('train', 'val'))
+    assert {*train.values()} == {*val.values()} == {*range(classes)}
+    counts = np.bincount([*train.values()])
+    assert counts.tolist() == [min(3 + label % 4, images or 9) for label in range(classes)]
+    assert len(val) == classes * min(2, images or 2) == manifest['parts']['val']['images']
+    assert train.items() <= labels_of(whole / 'meta/train.txt').items()
+    assert val.items() <= labels_of(whole / 'meta/val.txt').items()
+
+
+@pytest.mark.parametrize('subset', ['', '0', 'x', '5x', '5x0', '-1', 'five', '1.5'])
+def test_a_subset_that_says_nothing_is_refused(made, tmp_path, subset):
+    assert 'CLASSESxIMAGES' in refused(made, tmp_path / 'tree', Status.USAGE, subset=subset)
+
+
+def test_a_tree_is_not_mixed_of_different_options(made, tmp_path):
+    prepare(made, tmp_path / 'tree', subset='2')
+    message = refused(made, tmp_path / 'tree', Status.USAGE, subset='3')
+    assert "'subset': '2'" in message and "'subset': '3'" in message and 'another folder' in message
+
+
+# Copies
+
+def test_a_resized_copy_has_the_colours_of_the_originals(made, tmp_path):
+    prepare(made, tmp_path / 'tree', short=24)
+    for path in sorted((tmp_path / 'tree/train').rglob('*.JPEG')):
+        copy = tmp_path / 'tree/train_short24' / path.relative_to(tmp_path / 'tree/train')
+        assert copy.read_bytes()[:2] == b'\xff\xd8'  # the PNG, too
+        expected = decode(path)  # CMYK as colour, EXIF's rotation done
+        expected = cv2.resize(expected, (expected.shape[1] * 2 // 3, expected.shape[0] * 2 // 3),
+                              interpolation=cv2.INTER_AREA)
+        got = decode(copy)
+        assert got.shape == expected.shape
+        assert np.abs(got.astype(int) - expected).mean() < 8, path  # JPEG; channels swapped give 60
+
+
+def test_the_longer_side_is_limited(made, tmp_path):
+    prepare(made, tmp_path / 'tree', long=24, subset='4')
+    shapes = {decode(path).shape for path in (tmp_path / 'tree/train_long24').rglob('*.JPEG')}
+    assert shapes == {(18, 24, 3), (24, 18, 3)}
+
+
+def test_what_is_small_enough_is_kept_to_the_byte_unless_it_is_odd(made, tmp_path):
+    prepare(made, tmp_path / 'tree', short=100, subset='4')
+    changed = {path.name for path in (tmp_path / 'tree/train').rglob('*.JPEG') if path.read_bytes() != (
+        tmp_path / 'tree/train_short100' / path.relative_to(tmp_path / 'tree/train')).read_bytes()}
+    kinds = {name: mini.kind_of(label, number) for label in range(4)
+             for number, name in enumerate(mini.images_of(label))}
+    assert {kinds[name] for name in changed} == {'png', 'cmyk', 'exif'} and len(changed) == 3
+
+
+@pytest.mark.parametrize('kind', ['color', 'gray', 'cmyk', 'png', 'exif'])
+def test_pictures_are_read_as_the_loader_reads_them(kind):
+    data = mini.picture(3, kind)
+    np.testing.assert_array_equal(images.pixels_of(data, 'x'), decode(data))
+    assert images.shape_of(data, images.Size('short', 18), 'x') == ((24, 18) if kind == 'exif' else (18, 24))
+
+
+def test_a_copy_can_be_added_later_and_earlier_ones_stay_in_the_manifest(made, tmp_path):
+    prepare(made, tmp_path / 'tree', subset='2', short=24)
+    manifest = prepare(made, tmp_path / 'tree', subset='2', long=24, pack=True)
+    assert {*manifest['parts']} == {'train', 'val', 'train_short24', 'train_long24'}
+    assert [*manifest['packs']] == ['train_long24.pack']
+    shutil.rmtree(tmp_path / 'tree/train_short24')
+    assert 'train_short24' not in prepare(made, tmp_path / 'tree', subset='2')['parts']
+    assert verify_tree(tmp_path / 'tree', workers=1, progress=False) == []
+
+
+def test_a_picture_that_cannot_be_read_is_named(made, tmp_path):
+    folder = tmp_path / 'kaggle'
+    folder.mkdir()
+    facts = mini.make_kaggle(folder)
+    name = [*mini.images_of(2)][1]
+    (folder / 'ILSVRC/Data/CLS-LOC/train' / mini.wnids()[2] / name).write_bytes(mini.picture(1)[:700])
+    assert name in refused((folder, facts), tmp_path / 'tree', Status.ARCHIVE, short=24)
+
+
+def test_a_pack_needs_a_size(made, tmp_path):
+    assert '--resize or --max-size' in refused(made, tmp_path / 'tree', Status.USAGE, pack=True)
+
+
+# Archives that are not what they should be
+
+def test_a_missing_archive_is_named(archives, tmp_path):
+    (archives[0] / archives[1].val.name).unlink()
+    message = refused(archives, tmp_path / 'tree', Status.ARCHIVE)
+    assert 'lacks ILSVRC2012_img_val.tar' in message and 'image-net.org' in message
+    assert not (tmp_path / 'tree').exists()
+
+
+def test_the_official_sizes_are_the_default(archives, tmp_path):
+    message = refused((archives[0], None), tmp_path / 'tree', Status.ARCHIVE)
+    assert 'has 2,568,634: it is incomplete' in message
+
+
+def test_a_truncated_tar_is_found_by_its_size(archives, tmp_path):
+    path = archives[0] / archives[1].train.name
+    os.truncate(path, path.stat().st_size - 5000)
+    assert 'incomplete' in refused(archives, tmp_path / 'tree', Status.ARCHIVE)
+    assert not (tmp_path / 'tree').exists()
+
+
+@pytest.mark.parametrize('part', ['train', 'val', 'devkit'])
+def test_a_flipped_byte_is_found_before_anything_is_unpacked(archives, tmp_path, part):
+    path = archives[0] / getattr(archives[1], part).name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    message = refused(archives, tmp_path / 'tree', Status.ARCHIVE)
+    assert f'{path} has the MD5' in message and 'fetch it again' in message
+    assert {path.name for path in (tmp_path / 'tree').iterdir()} == {'.prepare'}
+    assert path.read_bytes() == data
+
+
+def test_md5_sums_are_kept_until_a_file_changes(archives, tmp_path, monkeypatch):
+    prepare(archives, tmp_path / 'tree')
+    shutil.rmtree(tmp_path / 'tree/train' / mini.wnids()[0])
+    monkeypatch.setattr('workspace_lib.tools.prepare.archives._md5', lambda meter, path: 'not read again')
+    prepare(archives, tmp_path / 'tree')  # the class is made anew
+    shutil.rmtree(tmp_path / 'tree/train' / mini.wnids()[0])
+    os.utime(archives[0] / archives[1].train.name)
+    assert 'has the MD5 not read again' in refused(archives, tmp_path / 'tree', Status.ARCHIVE)
+
+
+def with_true_facts(archives: tuple[Path, ImageNetFacts]) -> tuple[Path, ImageNetFacts]:
+    """As if the archives were official as they are."""
+    return archives[0], mini.facts_of(archives[0])
+
+
+def test_a_tar_cut_off_within_an_image_is_found_without_sums(archives, tmp_path):
+    path = archives[0] / archives[1].val.name
+    os.truncate(path, 41_000)
+    assert 'is damaged: it ends within ILSVRC2012_val_' in refused(
+        with_true_facts(archives), tmp_path / 'tree', Status.ARCHIVE)
+    assert not (tmp_path / 'tree/val').exists()
+
+
+def test_a_tar_with_a_damaged_header_is_found_without_sums(archives, tmp_path):
+    path = archives[0] / archives[1].val.name
+    data = bytearray(path.read_bytes())
+    data[data.index(b'ILSVRC2012_val_00000030') + 148] ^= 0x44  # its checksum: tarfile would take it for the end
+    path.write_bytes(data)
+    assert 'is damaged' in refused(with_true_facts(archives), tmp_path / 'tree', Status.ARCHIVE)
+
+
+def test_a_tar_without_its_end_is_found_without_sums(archives, tmp_path):
+    path = archives[0] / archives[1].val.name
+    os.truncate(path, path.read_bytes().index(b'ILSVRC2012_val_00000030'))
+    assert 'no end mark' in refused(with_true_facts(archives), tmp_path / 'tree', Status.ARCHIVE)
+
+
+LINKS = {
+    'a symbolic link': ('n01440764_1.JPEG', b'', dict(type=tarfile.SYMTYPE, linkname='/etc/passwd')),
+    'a hard link': ('n01440764_1.JPEG', b'', dict(type=tarfile.LNKTYPE, linkname='../../outside')),
+    'a device': ('n01440764_1.JPEG', b'', dict(type=tarfile.CHRTYPE)),
+}
+NAMES = {'above': '../n01440764_1.JPEG', 'far above': '../../../outside.JPEG', 'absolute': '/tmp/outside.JPEG',
+         'within': 'a/../../n01440764_1.JPEG'}
+
+
+def unpack_with(tmp_path: Path, member: tuple[str, bytes, dict]) -> str:
+    """The message about a train archive with an odd member; asserts that nothing of its class was made."""
+    folder = tmp_path / 'odd'
+    facts = mini.make(folder, {0: [member]})
+    before = mini.tree_of(tmp_path)
+    message = refused((folder, facts), tmp_path / 'a/tree', Status.ARCHIVE)
+    after = {name: digest for name, digest in mini.tree_of(tmp_path).items() if name.split('/')[0] != 'a'}
+    assert after == before, 'something was written outside the target'
+    assert {path.name for path in (tmp_path / 'a').iterdir()} == {'tree'}
+    assert not (tmp_path / 'a/tree/train' / mini.wnids()[0]).exists()
+    return message
+
+
+@pytest.mark.parametrize('kind', LINKS)
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
+    assert "holds 'n01440764_1.JPEG', which is a link or no plain file" in unpack_with(tmp_path, LINKS[kind])
+
+
+@pytest.mark.parametrize('kind', NAMES)
+def test_names_that_lead_outside_are_refused(tmp_path, kind):
+    assert 'would land outside the target' in unpack_with(tmp_path, (NAMES[kind], b'data', {}))
+
+
+def test_a_name_twice_in_a_tar_is_refused(tmp_path):
+    name = [*mini.images_of(0)][0]
+    assert f'holds {name} twice' in unpack_with(tmp_path, (name, b'data', {}))
+
+
+def test_a_strange_file_in_a_class_is_refused(tmp_path):
+    assert "'notes.txt' is no image of the class n01440764" in unpack_with(tmp_path, ('notes.txt', b'data', {}))
+
+
+def test_a_missing_class_is_named(archives, tmp_path):
+    path = archives[0] / archives[1].train.name
+    with tarfile.open(path, 'w') as tar:
+        for label, wnid in enumerate(mini.wnids()[:-2]):
+            mini.add(tar, f'{wnid}.tar', mini.inner_tar(label))
+    message = refused(with_true_facts(archives), tmp_path / 'tree', Status.ARCHIVE)
+    assert f'missing: {mini.wnids()[-2]}, {mini.wnids()[-1]}' in message
+
+
+def test_a_missing_val_image_is_named(archives, tmp_path):
+    with tarfile.open(archives[0] / archives[1].val.name, 'w') as tar:
+        for name, data in [*mini.val_images().items()][:-1]:
+            mini.add(tar, name, data)
+    assert 'lacks 1 val images, such as number 40' in refused(
+        with_true_facts(archives), tmp_path / 'tree', Status.ARCHIVE)
+
+
+def test_an_image_too_few_is_found_by_the_count(made, tmp_path):
+    facts = replace(made[1], train_images=91)
+    assert 'lists 90 images; ILSVRC2012 has 91' in refused((made[0], facts), tmp_path / 'tree', Status.ARCHIVE)
+    assert not (tmp_path / 'tree/meta/manifest.json').exists()
+
+
+def test_a_link_in_kaggles_folders_is_refused(tmp_path):
+    folder = tmp_path / 'kaggle'
+    folder.mkdir()
+    facts = mini.make_kaggle(folder)
+    (folder / 'ILSVRC/Data/CLS-LOC/train' / mini.wnids()[0] / 'n01440764_77.JPEG').symlink_to('/etc/passwd')
+    assert 'n01440764_77.JPEG is a link' in refused((folder, facts), tmp_path / 'tree', Status.ARCHIVE)
+
+
+# The disk
+
+class Statvfs(Disk):
+    def __init__(self, size: int, inodes: int | None) -> None:
+        self.size, self.inodes = size, inodes
+
+    def free(self, path: Path) -> tuple[int, int | None]:
+        return self.size, self.inodes
+
+
+def test_too_little_space_is_found_before_anything_is_unpacked(made, tmp_path):
+    message = refused(made, tmp_path / 'tree', Status.SPACE, disk=Statvfs(100_000, 10**9))
+    assert '0.00 GB free' in message and 'too few' in message
+    assert {path.name for path in (tmp_path / 'tree').iterdir()} == {'.prepare'}
+    assert {path.name for path in (tmp_path / 'tree/.prepare').iterdir()} == {'lock', 'md5.json'}
+
+
+def test_too_few_inodes_are_found_before_anything_is_unpacked(made, tmp_path):
+    message = refused(made, tmp_path / 'tree', Status.SPACE, disk=Statvfs(10**12, 50))
+    assert '50 inodes left' in message and 'df -i' in message
+
+
+def test_a_file_system_that_does_not_count_inodes_is_fine(made, tmp_path):
+    prepare(made, tmp_path / 'tree', disk=Statvfs(10**12, None), subset='1')
+
+
+class Failing(Disk):
+    """Raises an error at its `at`-th write."""
+
+    def __init__(self, code: int, at: int = 30) -> None:
+        self.code, self.left = code, at
+
+    def write(self, path: Path, chunks: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(self.code, os.strerror(self.code), str(path))
+        super().write(path, chunks)
+
+
+@pytest.mark.parametrize('code, status, text', [
+    (errno.ENOSPC, Status.SPACE, 'the disk is full at'), (errno.EDQUOT, Status.SPACE, 'the disk is full at'),
+    (errno.EROFS, Status.TARGET, 'Read-only file system'), (errno.EIO, Status.FAILED, 'Input/output error')])
+@pytest.mark.parametrize('workers', [1, 2])
+def test_a_disk_that_fails_on_the_way_loses_nothing(made, whole, tmp_path, code, status, text, workers):
+    message = refused(made, tmp_path / 'tree', status, disk=Failing(code), workers=workers)
+    assert text in message and 'run' in message or status == Status.TARGET
+    assert not any((tmp_path / 'tree/.prepare/work').rglob('*.JPEG')), 'half a class is left on a full disk'
+    prepare(made, tmp_path / 'tree', short=24, pack=True)
+    assert mini.tree_of(tmp_path / 'tree') == mini.tree_of(whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB of one's own."""
+    place = tmp_path / 'small'
+    place.mkdir()
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'tmpfs', str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f'no right to mount a file system: {mounted.stderr.decode().strip()}')
+    yield place
+    subprocess.run(['umount', str(place)], check=True)
+
+
+class Unaware(Disk):
+    def free(self, path: Path) -> tuple[int, int | None]:
+        return 10**12, None
+
+
+def test_a_real_disk_that_fills_up_on_the_way(made, small_disk):
+    before = mini.tree_of(made[0])
+    assert 'too few' in refused(made, small_disk / 'tree', Status.SPACE)
+    message = refused(made, small_disk / 'tree', Status.SPACE, disk=Unaware(), workers=2)
+    assert 'the disk is full at' in message and 'df -h' in message
+    subprocess.run(['mount', '-o', 'remount,size=8m', str(small_disk)], check=True)
+    prepare(made, small_disk / 'tree')
+    assert verify_tree(small_disk / 'tree', workers=1, progress=False) == []
+    assert mini.tree_of(made[0]) == before
+
+
+def test_a_real_read_only_target(made, small_disk):
+    subprocess.run(['mount', '-o', 'remount,ro', str(small_disk)], check=True)
+    message = refused(made, small_disk / 'tree', Status.TARGET)
+    assert 'must be writable' in message and 'make prepare' in message
+
+
+def test_a_second_run_at_the_same_time_is_refused(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, 'LOCK_PATIENCE', 0.1)
+    (tmp_path / 'tree/.prepare').mkdir(parents=True)
+    with (tmp_path / 'tree/.prepare/lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write('process 4711 on there\n')
+        lock.flush()
+        message = refused(made, tmp_path / 'tree', Status.BUSY)
+    assert 'another run is at work here (process 4711 on there' in message
+    assert {path.name for path in (tmp_path / 'tree').iterdir()} == {'.prepare'}
+
+
+def test_a_folder_that_someone_else_made_is_left_alone(made, tmp_path):
+    mine = tmp_path / 'tree/train' / mini.wnids()[4]
+    mine.mkdir(parents=True)
+    (mine / 'my.txt').write_text('mine')
+    message = refused(made, tmp_path / 'tree', Status.DIFFERENT)
+    assert f'{mine} is there already' in message
+    assert (mine / 'my.txt').read_text() == 'mine'
+
+
+def test_a_class_that_lost_a_file_is_not_passed_over(made, tmp_path):
+    prepare(made, tmp_path / 'tree', subset='3')
+    folder = tmp_path / 'tree/train' / mini.wnids()[1]
+    gone = sorted(folder.iterdir())[0]
+    gone.unlink()
+    assert f'{folder} has changed since it was made: {gone.name}' in refused(
+        made, tmp_path / 'tree', Status.DIFFERENT, subset='3')
+    shutil.rmtree(folder)
+    prepare(made, tmp_path / 'tree', subset='3')
+    assert gone.exists()
+
+
+# --verify
+
+@pytest.fixture
+def tree(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / 'tree')
+    return tmp_path / 'tree'
+
+
+def test_verify_of_a_finished_tree_finds_nothing(tree):
+    assert verify_tree(tree, workers=2, progress=False) == []
+
+
+def flip(path: Path, at: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('name', [
+    'train/n01440764/n01440764_5.JPEG', 'val/ILSVRC2012_val_00000033.JPEG', 'train_short24/n01440764/n01440764_5.JPEG',
+    'meta/val.txt', 'train_short24.pack/index.npy', 'train_short24.pack/about.json'])
+def test_verify_names_a_flipped_byte(tree, name):
+    flip(tree / name)
+    assert verify_tree(tree, workers=1, progress=False) == [f'changed: {tree / name}']
+
+
+def test_verify_names_the_part_of_a_raw_map(tree):
+    flip(tree / 'train_short24.pack/pixels.bin')
+    found, = verify_tree(tree, workers=1, progress=False)
+    assert found.startswith(f'changed: {tree}/train_short24.pack/pixels.bin, the ') and mini.wnids()[-1] in found
+
+
+def test_verify_names_a_missing_and_an_extra_file(tree):
+    gone = tree / 'val/ILSVRC2012_val_00000033.JPEG'
+    gone.unlink()
+    shutil.rmtree(tree / 'train' / mini.wnids()[0])
+    extra = ['train/n01448683/mine.JPEG', 'train/other', 'meta/mine.txt', 'train_short24.pack/mine']
+    for name in extra:
+        (tree / name).write_text('mine')
+    expected = [f'missing: {gone}', *(f'missing: {tree}/train/{mini.wnids()[0]}/{name}' for name in mini.images_of(0)),
+                *(f'extra: {tree / name}' for name in extra)]
+    assert verify_tree(tree, workers=1, progress=False) == sorted(expected)
+
+
+def test_verify_of_an_unfinished_tree_says_so(tmp_path):
+    with pytest.raises(PrepareError, match='not finished') as caught:
+        verify_tree(tmp_path, workers=1)
+    assert caught.value.status == Status.DIFFERENT
+
+
+# The command line
+
+def test_statuses_and_messages_of_the_command_line(made, tmp_path, capfd):
+    argv = ['imagenet', str(made[0]), str(tmp_path / 'tree'), '--workers', '1', '--no-progress', '--subset', '2x2']
+    assert cli.main(argv, made[1]) == 0
+    assert f'{tmp_path}/tree/train: 4 files' in capfd.readouterr().out
+    assert cli.main(['imagenet', str(tmp_path / 'tree'), '--verify', '--no-progress']) == 0
+    assert 'every file is as it was made' in capfd.readouterr().out
+    flip(tmp_path / 'tree/train/n01440764/n01440764_5.JPEG')
+    assert cli.main(['imagenet', str(tmp_path / 'tree'), '--verify', '--no-progress']) == 7
+    out = capfd.readouterr().out
+    assert 'changed: ' in out and '1 differences' in out
+    assert cli.main(['imagenet', str(tmp_path / 'nowhere'), str(tmp_path / 'x')]) == 3
+    assert capfd.readouterr().err.startswith(f'error: {tmp_path}/nowhere lacks ILSVRC2012_devkit')
+
+
+def test_a_dry_run_says_sizes_and_times_and_writes_nothing(made, tmp_path, capsys):
+    argv = ['imagenet', str(made[0]), str(tmp_path / 'tree'), '--resize', '24', '--pack', '--dry-run']
+    assert cli.main(argv, made[1]) == 0
+    out = capsys.readouterr().out
+    for text in ('ILSVRC2012_img_train.tar: 327.7 kB, MD5 to be checked', 'train_short24: about ', '.pack: about ',
+                 'time       about MD5 1 s', 'Nothing was written'):
+        assert text in out
+    assert not (tmp_path / 'tree').exists()
+    with pytest.raises(PrepareError) as caught:
+        prepare(made, tmp_path / 'tree', dry_run=True, disk=Statvfs(1000, None))
+    assert caught.value.status == Status.SPACE
+
+
+def test_help_lists_the_exit_statuses(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(['imagenet', '--help'])
+    out = capsys.readouterr().out
+    for status in Status:
+        assert f'\n  {status.value:<4}' in out
+
+
+def test_the_script_hands_over_and_nothing_loads_torch(tmp_path):
+    code = 'import sys, workspace_lib.tools.prepare.cli; sys.exit("torch" in sys.modules or "cv2" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+    if not (ROOT / '.venv/bin/python').exists():
+        pytest.skip('no .venv beside the checkout')
+    env = {key: value for key, value in os.environ.items() if key not in ('PYTHONPATH', 'LAB_DEVICE')}
+    for script in ('prepare_imagenet.sh', 'prepare_coco.sh'):
+        done = subprocess.run([f'../scripts/{script}', '--help'], cwd=ROOT / 'tests', env=env, capture_output=True,
+                              text=True)
+        assert done.returncode == 0 and f'usage: scripts/{script}' in done.stdout, done.stderr
+    done = subprocess.run([str(ROOT / 'scripts/prepare_imagenet.sh'), str(tmp_path), str(tmp_path / 'tree')], env=env,
+                          capture_output=True, text=True)
+    assert done.returncode == 3 and 'lacks ILSVRC2012_devkit_t12.tar.gz' in done.stderr
+
+
+def test_a_container_uses_its_own_python(tmp_path):
+    (tmp_path / 'python').write_text('#!/bin/sh\necho "the container\'s: $*"\n')
+    (tmp_path / 'python').chmod(0o755)
+    env = {**os.environ, 'LAB_DEVICE': 'cpu', 'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
+    done = subprocess.run([str(ROOT / 'scripts/prepare_coco.sh'), '/dataset/coco'], env=env, capture_output=True,
+                          text=True)
+    assert done.stdout == "the container's: -m workspace_lib.tools.prepare coco /dataset/coco\n"
+
+
+def test_ctrl_c_is_said_and_ends_with_its_status(made, tmp_path, monkeypatch, capsys):
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+    monkeypatch.setattr(cli, 'prepare_imagenet', interrupted)
+    assert cli.main(['imagenet', str(made[0]), str(tmp_path / 'tree')]) == 130
+    assert 'run the same command again' in capsys.readouterr().err
+
+
+def test_the_bar_shows_a_rate_and_the_time_left(made, tmp_path, capfd):
+    prepare(made, tmp_path / 'tree', progress=True, workers=2)
+    assert 'images: 100%' in (err := capfd.readouterr().err) and 'B/s]' in err and '<00:00' in err
+
+
+def test_a_zero_size_member_is_an_empty_file(tmp_path):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode='w') as tar:
+        mini.add(tar, 'a', b'')
+        mini.add(tar, 'b', b'1')
+    (tmp_path / 'x.tar').write_bytes(out.getvalue())
+    from workspace_lib.tools.prepare.archives import Tar
+    assert [(name, read()) for name, read in Tar(tmp_path / 'x.tar').images()] == [('a', b''), ('b', b'1')]
