@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SAMPLES = 32  # pictures
 MARGIN = 1.15  # for what a sample does not show
 PROBE = 64 << 20  # bytes
+ASSUMED_RATE = 150e6  # bytes a second, of a disk that nothing can be read from yet
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def sample(meter: Meter, sources: Sequence[Any], size: Size) -> Sample:
     return Sample(jpeg / total, raw / total, (between - start) / total, (time.perf_counter() - between) / total)
 
 
-def read_rate(paths: Iterable[Path]) -> float:
-    """Bytes a second at which the first file is read, from its middle; infinite if there is none."""
+def read_rate(paths: Iterable[Path]) -> float | None:
+    """Bytes a second at which the first file is read, from its middle; None if there is none."""
     for path in paths:
         start, count = time.perf_counter(), 0
         with path.open('rb', buffering=0) as file:
@@ -54,7 +55,7 @@ def read_rate(paths: Iterable[Path]) -> float:
             while count < PROBE and (block := file.read(BLOCK)):
                 count += len(block)
         return max(count, 1) / (time.perf_counter() - start)
-    return float('inf')
+    return None
 
 
 def bytes_text(amount: float) -> str:

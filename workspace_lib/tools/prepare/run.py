@@ -14,7 +14,7 @@ from .copies import Packed, originals, resized
 from .disk import Disk
 from .engine import Job, Unit
 from .errors import PrepareError, Status, system_errors
-from .estimate import MARGIN, TYPICAL, archive_lines, bytes_text, read_rate, sample, time_text
+from .estimate import ASSUMED_RATE, MARGIN, TYPICAL, archive_lines, bytes_text, read_rate, sample, time_text
 from .imagenet import ImageNetFacts, Subset
 from .pool import Pool
 from .verify import read_manifest, verify, write_manifest
@@ -232,13 +232,14 @@ class Plan:
             f'{len(self.units) - len(self.pending):,} of {len(self.units):,} units are there')
         for name, (amount, _) in self.copies().items():
             say(f'copy       {name}: about {bytes_text(amount)}')
-        rate = read_rate(sorted(there, key=lambda path: -path.stat().st_size))
-        to_sum = max((path.stat().st_size for path in there if path not in known), default=0)
+        measured = read_rate(sorted(there, key=lambda path: -path.stat().st_size))
+        rate = measured or ASSUMED_RATE
+        to_sum = max((archive.size or 0 for path, archive in archives.items() if path not in known), default=0)
         times = [('MD5', to_sum / min(rate, MD5_RATE)), ('images', size / rate),
                  *((name, seconds / workers) for name, (_, seconds) in self.copies().items())]
         say('time       about ' + ', '.join(f'{name} {time_text(seconds)}' for name, seconds in times) +
-            f', with {workers} processes, if the disk writes as fast as the archives are read '
-            f'({bytes_text(rate if there else 0)}/s)')
+            f', with {workers} processes on a disk of {bytes_text(rate)}/s ' +
+            ('(as fast as the archives are read)' if measured else '(assumed), downloads not counted'))
         self.check_room(sum(archive.size or 0 for path, archive in archives.items() if not path.exists()))
         say('space      enough. Nothing was written: --dry-run')
         return {}
