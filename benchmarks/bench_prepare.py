@@ -1,0 +1,264 @@
+"""How fast ImageNet is unpacked and resized, against the usual script, a plain copy, and the codecs alone; and in how
+much memory.
+
+    python benchmarks/bench_prepare.py                        # 2 GB of archives, 8 GB of disk for a while
+    python benchmarks/bench_prepare.py --size 0.2 --rounds 1 --folder /mnt/data
+
+Contestants take turns (A B A B ...); the archives are out of the page cache before each turn. Everything is removed
+afterwards.
+"""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = 20
+VAL_SHARE = 6.7 / 148  # of the bytes, as in the real archives
+USUAL = r'''
+set -e
+mkdir -p "$2/train" "$2/val"; cd "$2/train"
+tar -xf "$1/ILSVRC2012_img_train.tar"
+for file in *.tar; do mkdir -p "${file%.tar}"; tar -xf "$file" -C "${file%.tar}"; rm -f "$file"; done
+cd ../val
+tar -xf "$1/ILSVRC2012_img_val.tar"
+while read -r name class; do mkdir -p "$class"; mv "$name" "$class/"; done < "$1/val_classes.txt"
+'''
+
+
+def wnids() -> list[str]:
+    return [f'n{number:08}' for number in range(1440764, 1440764 + CLASSES)]
+
+
+def pictures(count: int) -> list[bytes]:
+    """JPEGs of about 500 x 375 pixels and 110 KB, as ImageNet's are."""
+    import cv2
+    import numpy as np
+    noise, made = np.random.default_rng(0), []
+    for _ in range(count):
+        coarse = noise.integers(0, 256, (24, 32, 3), np.uint8)
+        img = cv2.resize(coarse, (500, 375), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+        img = (img + noise.normal(0, 14, img.shape)).clip(0, 255).astype(np.uint8)
+        made.append(cv2.imencode('.jpg', img, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+    return made
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def generate(folder: Path, size: float, images: list[bytes]) -> dict[str, Any]:
+    """Train, val and devkit in `folder`; returns what `ImageNetFacts` says of them, without sums."""
+    import numpy as np
+    import scipy.io
+    mean = sum(map(len, images)) / len(images)
+    each, val_each = round(size / CLASSES / mean), max(1, round(size * VAL_SHARE / CLASSES / mean))
+    with tarfile.open(folder / 'ILSVRC2012_img_train.tar', 'w') as tar:
+        for label, wnid in enumerate(wnids()):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode='w') as one:
+                for number in range(each):
+                    add(one, f'{wnid}_{number}.JPEG', images[(label * each + number) % len(images)])
+            add(tar, f'{wnid}.tar', inner.getvalue())
+    count = CLASSES * val_each
+    with tarfile.open(folder / 'ILSVRC2012_img_val.tar', 'w') as tar:
+        for number in range(1, count + 1):
+            add(tar, f'ILSVRC2012_val_{number:08}.JPEG', images[number % len(images)])
+    classes = [number % CLASSES for number in range(1, count + 1)]
+    (folder / 'val_classes.txt').write_text(''.join(
+        f'ILSVRC2012_val_{number:08}.JPEG {wnids()[label]}\n' for number, label in enumerate(classes, 1)))
+    synsets = np.zeros((CLASSES, 1), [(name, object) for name in ('ILSVRC2012_ID', 'WNID', 'words', 'num_children')])
+    for label, wnid in enumerate(wnids()):
+        synsets[label, 0] = label + 1, wnid, wnid, 0
+    mat = io.BytesIO()
+    scipy.io.savemat(mat, {'synsets': synsets})
+    with tarfile.open(folder / 'ILSVRC2012_devkit_t12.tar.gz', 'w:gz') as tar:
+        add(tar, 'data/meta.mat', mat.getvalue())
+        add(tar, 'data/ILSVRC2012_validation_ground_truth.txt', ''.join(f'{label + 1}\n' for label in classes).encode())
+    return {'classes': CLASSES, 'train_images': CLASSES * each, 'val_images': count}
+
+
+def child(facts: str, archives: str, dest: str, options: str) -> None:
+    """What runs in a process of its own: one preparation."""
+    from workspace_lib.tools.prepare import prepare_imagenet
+    from workspace_lib.tools.prepare.archives import Archive
+    from workspace_lib.tools.prepare.imagenet import ImageNetFacts
+    official = ImageNetFacts()
+    unsummed = {key: Archive(getattr(official, key).name) for key in ('train', 'val', 'devkit')}
+    prepare_imagenet(archives, dest, facts=ImageNetFacts(**unsummed, **json.loads(facts)), progress=False,
+                     **json.loads(options))
+
+
+def forget(folder: Path) -> None:
+    """Put the archives out of the page cache."""
+    for path in folder.iterdir():
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def tree_rss(pid: int) -> int:
+    """Bytes resident in a process and all below it; pages that they share count for each."""
+    total, pids = 0, [pid]
+    while pids:
+        try:
+            at = pids.pop()
+            total += int(Path(f'/proc/{at}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+            for task in Path(f'/proc/{at}/task').iterdir():
+                pids += map(int, (task / 'children').read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total
+
+
+class Bench:
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        self.archives, self.facts, self.folder = folder / 'archives', facts, folder
+        self.peak = 0
+
+    def usual(self) -> None:
+        subprocess.run(['bash', '-c', USUAL, 'usual', str(self.archives), str(self.folder / 'out')], check=True)
+
+    def usual_synced(self) -> None:
+        self.usual()
+        subprocess.run(['sync', '-f', str(self.folder)], check=True)
+
+    def copied(self) -> None:
+        (self.folder / 'out').mkdir()
+        for path in self.archives.iterdir():
+            with path.open('rb') as source, (self.folder / 'out' / path.name).open('wb') as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+                os.fsync(target.fileno())
+
+    def ours(self, dest: str = 'out', **options: Any) -> None:
+        running = subprocess.Popen([sys.executable, __file__, '--child', json.dumps(self.facts), str(self.archives),
+                                    str(self.folder / dest), json.dumps({'val_layout': 'folders', **options})],
+                                   env={**os.environ, 'PYTHONPATH': str(ROOT)}, stdout=subprocess.DEVNULL)
+        while running.poll() is None:
+            self.peak = max(self.peak, tree_rss(running.pid))
+            time.sleep(0.02)
+        if running.returncode:
+            raise SystemExit(f'the preparation ended with {running.returncode}')
+
+    def clean(self) -> None:
+        shutil.rmtree(self.folder / 'out', ignore_errors=True)
+
+    def in_turns(self, contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        for _ in range(rounds):
+            for name, run in contestants.items():
+                self.clean()
+                forget(self.archives)
+                subprocess.run(['sync', '-f', str(self.folder)], check=True)
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
+        self.clean()
+        return seconds
+
+
+def codec_rate(images: list[bytes], rounds: int) -> float:
+    """Pictures a second of one core, for the decode, resize and encode calls alone."""
+    import cv2
+    import simplejpeg
+    cv2.setNumThreads(0)
+    seconds = []
+    for _ in range(rounds):
+        start = time.process_time()
+        for data in images:
+            img = simplejpeg.decode_jpeg(data, 'BGR')
+            height, width = img.shape[:2]
+            scale = 256 / min(height, width)
+            small = cv2.resize(img, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+            cv2.imencode('.jpg', small, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        seconds.append(time.process_time() - start)
+    return len(images) / statistics.median(seconds)
+
+
+def md5_rate(path: Path) -> float:
+    start, digest = time.perf_counter(), hashlib.md5(usedforsecurity=False)
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return path.stat().st_size / (time.perf_counter() - start)
+
+
+def show(title: str, figures: dict[str, list[float]], amount: float) -> dict[str, float]:
+    print(f'\n{title}\n{"":34}{"seconds":>10}{"least":>9}{"most":>9}{"MB/s":>9}')
+    for name, seconds in figures.items():
+        median = statistics.median(seconds)
+        print(f'{name:34}{median:10.2f}{min(seconds):9.2f}{max(seconds):9.2f}{amount / median / 1e6:9.0f}')
+    return {name: statistics.median(seconds) for name, seconds in figures.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--size', type=float, default=2.0, help='GB of images')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--folder', help='where there is room; default: the folder for temporary files')
+    args = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], capture_output=True, text=True,
+                            cwd=ROOT).stdout.strip()
+    print(f'{" ".join(sys.argv)}\ncommit {commit}, Python {platform.python_version()}, {cores} cores, '
+          f'{platform.processor() or platform.machine()}, load {os.getloadavg()[0]:.1f}, {args.rounds} rounds')
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        folder = Path(temporary)
+        if shutil.disk_usage(folder).free < 4.5e9 * args.size:
+            raise SystemExit(f'{folder} has no {4.5 * args.size:.1f} GB free; --folder names another place')
+        (folder / 'archives').mkdir()
+        images = pictures(256)
+        bench = Bench(folder, generate(folder / 'archives', args.size * 1e9, images))
+        measure(bench, images, args.rounds, cores)
+
+
+def measure(bench: Bench, images: list[bytes], rounds: int, cores: int) -> None:
+    amount = sum(path.stat().st_size for path in bench.archives.iterdir())
+    count = bench.facts['train_images']
+    found = show(f'{count + bench.facts["val_images"]:,} images, {amount / 1e9:.2f} GB', bench.in_turns({
+        'the usual script, not synced': bench.usual, 'the usual script, then a sync': bench.usual_synced,
+        'copy of the archives, fsync': bench.copied, 'unpacked': bench.ours}, rounds), amount)
+    ours, peak = found['unpacked'], bench.peak
+    print(f'over the usual script: {found["the usual script, then a sync"] / ours:.2f}x '
+          f'({found["the usual script, not synced"] / ours:.2f}x over it without a sync); '
+          f'over the copy: {found["copy of the archives, fsync"] / ours:.2f}')
+    print(f'MD5 before the first run: {md5_rate(bench.archives / "ILSVRC2012_img_train.tar") / 1e6:.0f} MB/s, one core')
+    print(f'memory of all processes at most: {peak / 1e6:.0f} MB')
+
+    bench.ours()  # what copies are made of
+    shares, rates = [], []
+    for _ in range(rounds):
+        before = codec_rate(images, 3)
+        for made in ('train_short256', '.prepare/units/train_short256'):
+            shutil.rmtree(bench.folder / 'out' / made, ignore_errors=True)
+        start = time.perf_counter()
+        bench.ours(short=256)
+        rates.append(count / (time.perf_counter() - start))
+        shares.append(rates[-1] / (cores * (before + codec_rate(images, 3)) / 2))
+    print(f'\n--resize 256: {statistics.median(rates):.0f} images/s, {statistics.median(shares):.1%} of {cores} cores x '
+          f'the rate of decode, resize and encode alone (least {min(shares):.1%}, most {max(shares):.1%})')
+    start = time.perf_counter()
+    bench.ours(short=256, pack=True)
+    print(f'--pack: {count / (time.perf_counter() - start):.0f} images/s')
+    print(f'memory of all processes at most: {bench.peak / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}')
+
+
+if __name__ == '__main__':
+    child(*sys.argv[2:]) if sys.argv[1:2] == ['--child'] else main()
