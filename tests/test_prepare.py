@@ -23,6 +23,7 @@ import pytest
 from workspace_lib.datasets import ImageNet, decode
 from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, images, prepare_imagenet, verify_tree
 from workspace_lib.tools.prepare.disk import Disk
+from workspace_lib.tools.prepare.errors import MEANING
 from workspace_lib.tools.prepare.imagenet import ImageNetFacts, read_devkit
 
 ROOT = Path(engine.__file__).parents[3]
@@ -580,6 +581,15 @@ def test_a_dry_run_says_sizes_and_times_and_writes_nothing(made, tmp_path, capsy
     with pytest.raises(PrepareError) as caught:
         prepare(made, tmp_path / 'tree', dry_run=True, disk=Statvfs(1000, None))
     assert caught.value.status == Status.SPACE
+
+
+def test_the_readme_lists_every_status_and_option():
+    text = (ROOT / 'datasets/README.md').read_text()
+    for status in Status:
+        assert f'\n| {status.value} | {MEANING[status].split(";")[0].split(", or ")[0]}' in text
+    for option in ('--val-layout', '--subset', '--test', '--resize', '--max-size', '--pack', '--remove-archives',
+                   '--dry-run', '--verify', '--mirror', '--archives', '--splits'):
+        assert option in text
 
 
 def test_help_lists_the_exit_statuses(capsys):

@@ -27,7 +27,7 @@ CATEGORIES = [(1, 'person'), (3, 'car'), (90, 'toothbrush')]
 def instances(split: str, spaces: bool = False) -> dict[str, Any]:
     images = [dict(id=1000 - number, file_name=f'{number:012}.jpg', width=48, height=36, license=1, flickr_url='x' * 90)
               for number in range(COUNTS[split])]
-    annotations = [dict(id=number, image_id=1000 - number % COUNTS[split], category_id=CATEGORIES[number % 3][0],
+    annotations = [dict(id=number, image_id=1000 - number % COUNTS[split], category_id=CATEGORIES[number // 3 % 3][0],
                         iscrowd=int(number % 7 == 0), area=1.5, bbox=[0.5, 1, 2e1, -3],
                         segmentation=[[1.5, 2.25] * 40]) for number in range(20)]
     return dict(info=dict(year=2017, note='] } "images": ['), licenses=[dict(id=1, name='é, "quoted"')], images=images,
@@ -149,7 +149,10 @@ def test_our_coco_reads_them(server, tmp_path):
             for kind in ('instances', 'multilabel')]
     for one in made:
         np.testing.assert_array_equal(one.get_gt_labels(), made[0].get_gt_labels())
-    assert made[0].get_gt_labels().shape == (12, 3) and made[0].get_gt_labels().sum() == 20
+    expected = np.zeros((12, 3), int)
+    for item in instances('train')['annotations']:
+        expected[1000 - item['image_id'], [id for id, _ in CATEGORIES].index(item['category_id'])] = 1
+    np.testing.assert_array_equal(made[0].get_gt_labels(), expected)
     assert made[-1].load_image(3).shape == (24, 32, 3)
 
 
