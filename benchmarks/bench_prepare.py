@@ -252,8 +252,8 @@ def measure(bench: Bench, images: list[bytes], rounds: int, cores: int) -> None:
         bench.ours(short=256)
         rates.append(count / (time.perf_counter() - start))
         shares.append(rates[-1] / (cores * (before + codec_rate(images, 3)) / 2))
-    print(f'\n--resize 256: {statistics.median(rates):.0f} images/s, {statistics.median(shares):.1%} of {cores} cores x '
-          f'the rate of decode, resize and encode alone (least {min(shares):.1%}, most {max(shares):.1%})')
+    print(f'\n--resize 256: {statistics.median(rates):.0f} images/s, {statistics.median(shares):.1%} of {cores} cores '
+          f'x the rate of decode, resize and encode alone (least {min(shares):.1%}, most {max(shares):.1%})')
     start = time.perf_counter()
     bench.ours(short=256, pack=True)
     print(f'--pack: {count / (time.perf_counter() - start):.0f} images/s')

@@ -139,7 +139,7 @@ def test_the_small_annotations_have_the_form_of_the_large_ones(server, tmp_path)
 
 
 def test_our_coco_reads_them(server, tmp_path):
-    from workspace_lib.registry import DATASETS
+    from workspace_lib.datasets import DATASETS
     if 'COCO' not in DATASETS:
         pytest.skip('there is no data set COCO')
     prepare(server, tmp_path / 'coco', short=24, pack=True)
