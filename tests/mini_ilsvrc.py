@@ -21,7 +21,7 @@ from typing import Any
 from workspace_lib.tools.prepare import cli
 from workspace_lib.tools.prepare.archives import Archive
 from workspace_lib.tools.prepare.disk import Disk
-from workspace_lib.tools.prepare.imagenet import ImageNetFacts
+from workspace_lib.tools.prepare.sources import ImageNetFacts
 
 CLASSES = 20
 VAL_EACH = 2

@@ -24,7 +24,7 @@ from workspace_lib.datasets import ImageNet, decode
 from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, images, prepare_imagenet, verify_tree
 from workspace_lib.tools.prepare.disk import Disk
 from workspace_lib.tools.prepare.errors import MEANING
-from workspace_lib.tools.prepare.imagenet import ImageNetFacts, read_devkit
+from workspace_lib.tools.prepare.sources import ImageNetFacts, read_devkit
 
 ROOT = Path(engine.__file__).parents[3]
 

@@ -10,8 +10,8 @@ from .coco import MIRROR, CocoFacts
 from .disk import Disk
 from .errors import MEANING, PrepareError, Status
 from .estimate import bytes_text
-from .imagenet import ImageNetFacts
 from .run import prepare_coco, prepare_imagenet, verify_tree
+from .sources import ImageNetFacts
 
 SHOWN = 20  # differences; the count is of all
 

@@ -15,8 +15,9 @@ from .disk import Disk
 from .engine import Job, Unit
 from .errors import PrepareError, Status, system_errors
 from .estimate import ASSUMED_RATE, MARGIN, TYPICAL, archive_lines, bytes_text, read_rate, sample, time_text
-from .imagenet import ImageNetFacts, Subset
+from .imagenet import Subset
 from .pool import Pool
+from .sources import ImageNetFacts, find_source, read_truth
 from .verify import read_manifest, verify, write_manifest
 
 if TYPE_CHECKING:
@@ -97,11 +98,11 @@ def prepare_imagenet(archives: PathLike, dest: PathLike, *, val_layout: str = 'f
     chosen = Subset.parse(subset)
     sizes, options = setting.sizes, {'dataset': 'imagenet', 'subset': str(chosen), 'val': val_layout}
     with system_errors(dest):
-        source = imagenet.find_source(Path(archives).expanduser(), facts, test)
+        source = find_source(Path(archives).expanduser(), facts, test)
         wanted, job = source.archives(test), setting.job(dest, options, 'train')
 
         def planned() -> Plan:
-            truth = job.pool.aside(imagenet.read_truth, source)
+            truth = job.pool.aside(read_truth, source)
             units = imagenet.plan(source, truth, chosen, val_layout, test)
             samples = [images for images, _ in source.train(truth).values()]
             return Plan(job, units, 'train', sizes, setting.pack, samples[::-(-len(samples) // 8)], truth)
