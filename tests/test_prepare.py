@@ -156,7 +156,19 @@ def test_archives_are_kept_unless_told_otherwise(archives, tmp_path):
     assert mini.tree_of(archives[0]) == before
     prepare(archives, tmp_path / 'tree', remove_archives=True)
     assert mini.tree_of(archives[0]) == {}
+    manifest = prepare((None, None), tmp_path / 'tree', short=24)  # a copy can be added all the same
+    assert manifest['parts']['train_short24']['images'] == 90
+    assert manifest['archives']['ILSVRC2012_img_train.tar']['md5'] == archives[1].train.md5
     assert verify_tree(tmp_path / 'tree', workers=1, progress=False) == []
+
+
+def test_copies_are_not_made_of_an_unfinished_tree(made, tmp_path):
+    assert 'not finished' in refused((None, None), tmp_path / 'tree', Status.DIFFERENT, short=24)
+    prepare(made, tmp_path / 'tree', subset='2')
+    assert "'subset': '2'" in refused((None, None), tmp_path / 'tree', Status.USAGE, short=24)
+    shutil.rmtree(tmp_path / 'tree/train' / mini.wnids()[1])
+    message = refused((None, None), tmp_path / 'tree', Status.DIFFERENT, short=24, subset='2')
+    assert f'lacks train/{mini.wnids()[1]}; give ARCHIVES' in message
 
 
 # Subsets

@@ -22,6 +22,7 @@ from .errors import PrepareError, Status
 from .pool import Meter
 
 BLOCK = 1 << 20
+SOON = 50 << 20  # bytes whose sum is there before a bar could be read
 Images = Iterator[tuple[str, Callable[[], bytes]]]
 
 
@@ -53,7 +54,8 @@ def check_md5(job: Job, archives: dict[Path, Archive]) -> None:
     todo = [path for path, archive in archives.items() if archive.md5 and not is_known(job, path)]
     if not todo:
         return
-    sums = job.pool.run(_md5, [(path,) for path in todo], 'MD5', sum(path.stat().st_size for path in todo))
+    size = sum(path.stat().st_size for path in todo)
+    sums = job.pool.run(_md5, [(path,) for path in todo], 'MD5' if size > SOON else '', size)
     known.update({path.name: [*_identity(path), md5] for path, md5 in zip(todo, sums, strict=True)
                   if md5 == archives[path].md5})
     job.replace(store, [as_json(known)])

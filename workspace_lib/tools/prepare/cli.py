@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None, facts: ImageNetFacts | CocoFacts | N
     """Run one preparation; `facts` and `disk` are for tests."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.dataset == 'imagenet' and not (args.archives or args.verify):
-        parser.error('give both ARCHIVES and DEST; --help says more')
+    if args.dataset == 'imagenet' and not (args.archives or args.verify or args.short or args.long):
+        parser.error('give both ARCHIVES and DEST; DEST alone goes with --verify, --resize and --max-size')
     try:
         if args.verify:
             return _verify(args)
@@ -50,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
                               description='ILSVRC2012 from the official archives, or from the download of Kaggle.\n'
                                           'Run it again at any time: it goes on where it was.', **look)
     one.add_argument('archives', metavar='ARCHIVES', nargs='?',
-                     help='folder with the three archives, or with Kaggle\'s ILSVRC; --verify does without')
+                     help='folder with the three archives, or with Kaggle\'s ILSVRC; not needed for --verify, and to '
+                          'add copies to a finished tree')
     one.add_argument('--val-layout', choices=['flat', 'folders'], default='flat',
                      help='val images in one folder (default), or in one for each class; meta/val.txt matches')
     one.add_argument('--subset', metavar='N', help='a trial: 10 (the first ten classes), 10x50 (fifty images of each), '

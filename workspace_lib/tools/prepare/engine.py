@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -128,12 +129,15 @@ def read_listing(path: Path) -> list[Entry]:
 def files_below(folder: Path) -> dict[str, int]:
     """Name and size of every file below, links and the like (size -1) included."""
     found: dict[str, int] = {}
-    for parent, _, names in os.walk(folder):
-        below = os.path.relpath(parent, folder)
-        for name in names:
-            path = os.path.join(parent, name)
-            regular = os.path.isfile(path) and not os.path.islink(path)
-            found[name if below == '.' else f'{below}/{name}'] = os.path.getsize(path) if regular else -1
+    below = [''] if folder.is_dir() else []
+    while below:
+        prefix = below.pop()
+        for entry in os.scandir(folder / prefix):
+            if entry.is_dir(follow_symlinks=False):
+                below.append(f'{prefix}{entry.name}/')
+            else:
+                about = entry.stat(follow_symlinks=False)
+                found[prefix + entry.name] = about.st_size if stat.S_ISREG(about.st_mode) else -1
     return found
 
 

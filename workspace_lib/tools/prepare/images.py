@@ -61,7 +61,10 @@ def pixels_of(data: bytes, name: str) -> np.ndarray:
         except ValueError as error:  # also where libjpeg only warns, so OpenCV has the last word
             if 'Premature end' in str(error):
                 raise ValueError(f'{name}: the JPEG is truncated') from error
-    img = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        img = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:  # such as more pixels than it allows
+        raise ValueError(f'{name}: OpenCV refuses it ({error.err})') from error
     return _with_pillow(data, name) if img is None else img
 
 

@@ -8,24 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import coco, imagenet
-from .archives import Archive, Folder, Zip, check_md5, check_size, is_known
+from .archives import Archive, Zip, check_md5, check_size
 from .coco import CocoFacts
-from .copies import Packed, originals, resized
 from .disk import Disk
-from .engine import Job, Unit
+from .engine import Job, Unit, Writer, some
 from .errors import PrepareError, Status, system_errors
-from .estimate import ASSUMED_RATE, MARGIN, TYPICAL, archive_lines, bytes_text, read_rate, sample, time_text
 from .imagenet import Subset
+from .plan import Plan
 from .pool import Pool
 from .sources import ImageNetFacts, find_source, read_truth
-from .verify import read_manifest, verify, write_manifest
+from .verify import read_manifest, verify
 
 if TYPE_CHECKING:
     from .images import Size
 
 Say = Callable[[str], object]
 PathLike = str | os.PathLike[str]
-MD5_RATE = 500e6  # bytes a second of one core
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,15 @@ class Settings:
         return Job(dest, options, workers, self.disk, self.progress, packs, self.say)
 
 
-def prepare_imagenet(archives: PathLike, dest: PathLike, *, val_layout: str = 'flat', subset: str | None = None,
+def prepare_imagenet(archives: PathLike | None, dest: PathLike, *, val_layout: str = 'flat', subset: str | None = None,
                      test: bool = False, remove_archives: bool = False, dry_run: bool = False,
                      facts: ImageNetFacts | None = None,
                      **settings: Any) -> dict[str, Any]:
     """Make an ImageNet tree in `dest`; go on with one that is unfinished; look over one that is there.
 
     Args:
-        archives: the folder with the three official archives, or with Kaggle's `ILSVRC`.
+        archives: the folder with the three official archives, or with Kaggle's `ILSVRC`; None where the tree is
+            finished already, and only copies are to be added.
         val_layout: 'flat', or 'folders': one for each class.
         subset: `10`: the first ten classes; `10x50`: fifty images of each; `x50`: fifty of every class.
         test: the test images as well.
@@ -98,8 +97,11 @@ def prepare_imagenet(archives: PathLike, dest: PathLike, *, val_layout: str = 'f
     chosen = Subset.parse(subset)
     sizes, options = setting.sizes, {'dataset': 'imagenet', 'subset': str(chosen), 'val': val_layout}
     with system_errors(dest):
+        job = setting.job(dest, options, 'train')
+        if archives is None:
+            return add_copies(job, sizes, setting.pack, dry_run)
         source = find_source(Path(archives).expanduser(), facts, test)
-        wanted, job = source.archives(test), setting.job(dest, options, 'train')
+        wanted = source.archives(test)
 
         def planned() -> Plan:
             truth = job.pool.aside(read_truth, source)
@@ -117,10 +119,35 @@ def prepare_imagenet(archives: PathLike, dest: PathLike, *, val_layout: str = 'f
             job.build(plan.pending, 'images')
             counts = imagenet.write_meta(job, plan.truth, chosen, val_layout, test)
             imagenet.check_counts(counts, facts, chosen)
-            manifest = plan.finish(wanted)
+            manifest = plan.finish(described(wanted))
         for path in wanted if remove_archives else ():
             path.unlink(missing_ok=True)
     return manifest
+
+
+def add_copies(job: Job, sizes: Sequence[Size], pack: bool, dry_run: bool) -> dict[str, Any]:
+    """To a finished tree, whose archives may be gone."""
+    before = read_manifest(job.tree.dest)
+    units = [Unit(name, about['bytes'], about['images'], gone) for name, about in before['units'].items()
+             if name.split('/')[0] in ('train', 'val', 'test')]
+    if dry_run:
+        return Plan(job, units, 'train', sizes, pack, ()).describe({})
+    with job:
+        plan = Plan(job, units, 'train', sizes, pack, ())
+        if plan.pending:
+            raise PrepareError(f'{job.tree.dest} lacks {some(unit.name for unit in plan.pending)}; give ARCHIVES, and '
+                               'they are made', Status.DIFFERENT)
+        plan.check_room()
+        return plan.finish(before['archives'])
+
+
+def gone(writer: Writer) -> None:
+    """How a unit is filled that is there already."""
+    raise AssertionError(writer.folder)
+
+
+def described(archives: dict[Path, Archive]) -> dict[str, Any]:
+    return {path.name: asdict(archive) for path, archive in archives.items()}
 
 
 def prepare_coco(dest: PathLike, *, archives: PathLike | None = None, mirror: str = coco.MIRROR,
@@ -158,7 +185,7 @@ def prepare_coco(dest: PathLike, *, archives: PathLike | None = None, mirror: st
                 bring(job, wanted, mirror, setting.progress)
             job.build(plan.pending, 'images')
             job.pool.aside(coco.check_images, job.tree, chosen, facts)
-            manifest = plan.finish(wanted)
+            manifest = plan.finish(described(wanted))
         for path in wanted if remove_archives else ():
             path.unlink(missing_ok=True)
     return manifest
@@ -182,101 +209,6 @@ def bring(job: Job, wanted: dict[Path, Archive], mirror: str, progress: bool) ->
             raise PrepareError(f'{mirror} gave a wrong {archive.name}, which was deleted: {error}',
                                Status.DOWNLOAD) from error
         part.rename(path)
-
-
-class Plan:
-    """The units of a run, which of them are still to be made, and the copies to be made of one part.
-
-    Args:
-        part: what copies are made of, such as `train`.
-        sources: where some of its pictures can be had before it is there.
-    """
-
-    def __init__(self, job: Job, units: list[Unit], part: str, sizes: Sequence[Size], pack: bool,
-                 sources: Sequence[Any], truth: Any = None) -> None:
-        self.job, self.units, self.part, self.sizes, self.pack = job, units, part, sizes, pack
-        self.truth = truth
-        self.pending = job.pending(units)
-        there = [Folder(job.tree.folder(unit.name)) for unit in units
-                 if unit.name.split('/')[0] == part and unit not in self.pending]
-        sources = there[:8] or sources
-        self.samples = {size: job.pool.aside(sample, sources, size) if sources else TYPICAL for size in sizes}
-
-    def originals_size(self) -> int:
-        return sum(unit.size for unit in self.units if unit.name.split('/')[0] == self.part)
-
-    def copies(self) -> dict[str, tuple[float, float]]:
-        """Bytes and core-seconds of each copy that is not there, about."""
-        total, found = self.originals_size(), {}
-        for size, seen in self.samples.items():
-            found[f'{self.part}_{size}'] = total * seen.jpeg * MARGIN, total * seen.jpeg_seconds
-            if self.pack:
-                found[f'{self.part}_{size}.pack'] = total * seen.raw * MARGIN, total * seen.raw_seconds
-        return {name: cost for name, cost in found.items() if not self.job.tree.folder(name).exists()}
-
-    def check_room(self, more: int = 0) -> None:
-        copies = self.copies()
-        size = sum(unit.size for unit in self.pending) + more + sum(cost for cost, _ in copies.values())
-        of_part = sum(unit.files for unit in self.units if unit.name.split('/')[0] == self.part)
-        self.job.check_space(round(size), sum(unit.files for unit in self.pending) + of_part * len(
-            [name for name in copies if not name.endswith('.pack')]))
-
-    def describe(self, archives: dict[Path, Archive]) -> dict[str, Any]:
-        """Say what the run would do, and do nothing."""
-        say, workers = self.job.say, self.job.pool.workers
-        there = [path for path in archives if path.is_file()]
-        known = {path for path in there if is_known(self.job, path)}
-        for line in archive_lines(archives, known):
-            say(line)
-        size, files = (sum(values) for values in ([u.size for u in self.pending], [u.files for u in self.pending]))
-        say(f'to write   {self.job.tree.dest}: about {bytes_text(size)} in {files:,} files; '
-            f'{len(self.units) - len(self.pending):,} of {len(self.units):,} units are there')
-        for name, (amount, _) in self.copies().items():
-            say(f'copy       {name}: about {bytes_text(amount)}')
-        measured = read_rate(sorted(there, key=lambda path: -path.stat().st_size))
-        rate = measured or ASSUMED_RATE
-        to_sum = max((archive.size or 0 for path, archive in archives.items() if path not in known), default=0)
-        times = [('MD5', to_sum / min(rate, MD5_RATE)), ('images', size / rate),
-                 *((name, seconds / workers) for name, (_, seconds) in self.copies().items())]
-        say('time       about ' + ', '.join(f'{name} {time_text(seconds)}' for name, seconds in times) +
-            f', with {workers} processes on a disk of {bytes_text(rate)}/s ' +
-            ('(as fast as the archives are read)' if measured else '(assumed), downloads not counted'))
-        self.check_room(sum(archive.size or 0 for path, archive in archives.items() if not path.exists()))
-        say('space      enough. Nothing was written: --dry-run')
-        return {}
-
-    def finish(self, archives: dict[Path, Archive]) -> dict[str, Any]:
-        """Make the copies, then the manifest, which says that all is there."""
-        job, made = self.job, [unit.name for unit in self.units]
-        packs: dict[str, list[str]] = {}
-        found = originals(made, self.part)
-        for size, seen in self.samples.items():
-            name = f'{self.part}_{size}'
-            copies = resized(job.tree, found, name, size, seen.jpeg * MARGIN, job.pool.workers)
-            job.build(job.pending(copies), name, count_files=True)
-            made += [unit.name for unit in copies]
-            if self.pack:
-                packed = Packed(job, found, f'{name}.pack', size)
-                if not packed.is_done:
-                    packed.make()
-                packs[packed.name] = packed.records
-        job.remember_options()
-        job.disk.remove(job.tree.work)
-        _keep_earlier(job, made, packs)
-        return write_manifest(job, made, packs, {
-            'archives': {path.name: asdict(archive) for path, archive in archives.items()}})
-
-
-def _keep_earlier(job: Job, units: list[str], packs: dict[str, list[str]]) -> None:
-    """Copies of earlier runs stay in the manifest for as long as their folders are there."""
-    try:
-        before = read_manifest(job.tree.dest)
-    except PrepareError:
-        return
-    units += [name for name in before['units'] if name not in units and job.tree.folder(name).exists()]
-    for name, about in before['packs'].items():
-        if job.tree.folder(name).exists():
-            packs.setdefault(name, list(about['records']))
 
 
 def verify_tree(dest: PathLike, *, workers: int | None = None, progress: bool = True) -> list[str]:

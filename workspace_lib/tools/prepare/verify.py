@@ -33,7 +33,8 @@ def write_manifest(job: Job, units: Iterable[str], packs: dict[str, list[str]],
         entries = read_listing(tree.listing(unit))
         for key, amount in (('units', 1), ('images', len(entries)), ('bytes', sum(entry.size for entry in entries))):
             part[key] += amount
-        listings[unit] = {'images': len(entries), 'sha256': _digest_of(tree.listing(unit))}
+        listings[unit] = {'images': len(entries), 'bytes': sum(entry.size for entry in entries),
+                          'sha256': _digest_of(tree.listing(unit))}
     texts = sorted(path for path in (tree.dest / 'meta').glob('*.txt')) if (tree.dest / 'meta').exists() else []
     manifest = {
         **facts, 'format': 1, 'options': job.options, 'parts': parts, 'units': listings,
