@@ -156,6 +156,8 @@ def test_archives_are_kept_unless_told_otherwise(archives, tmp_path):
     assert mini.tree_of(archives[0]) == before
     prepare(archives, tmp_path / 'tree', remove_archives=True)
     assert mini.tree_of(archives[0]) == {}
+    assert prepare((None, None), tmp_path / 'tree', short=24, dry_run=True) == {}
+    assert not (tmp_path / 'tree/train_short24').exists()
     manifest = prepare((None, None), tmp_path / 'tree', short=24)  # a copy can be added all the same
     assert manifest['parts']['train_short24']['images'] == 90
     assert manifest['archives']['ILSVRC2012_img_train.tar']['md5'] == archives[1].train.md5
