@@ -169,16 +169,24 @@ class Bench:
 
     def in_turns(self, contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        cpu: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(rounds):
             for name, run in contestants.items():
                 self.clean()
                 forget(self.archives)
                 subprocess.run(['sync', '-f', str(self.folder)], check=True)
-                start = time.perf_counter()
+                start, start_cpu = time.perf_counter(), cpu_seconds()
                 run()
                 seconds[name].append(time.perf_counter() - start)
+                cpu[name].append(cpu_seconds() - start_cpu)
         self.clean()
+        print('\nCPU seconds: ' + ', '.join(f'{name} {statistics.median(used):.1f}' for name, used in cpu.items()))
         return seconds
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it has started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def codec_rate(images: list[bytes], rounds: int) -> float:
@@ -250,17 +258,21 @@ def measure(bench: Bench, images: list[bytes], rounds: int, cores: int) -> None:
     print(f'memory of all processes at most: {peak / 1e6:.0f} MB')
 
     bench.ours()  # what copies are made of
-    shares, rates = [], []
+    shares, rates, cpu_shares = [], [], []
     for _ in range(rounds):
         before = codec_rate(images, 3)
         for made in ('train_short256', '.prepare/units/train_short256'):
             shutil.rmtree(bench.folder / 'out' / made, ignore_errors=True)
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), cpu_seconds()
         bench.ours(short=256)
         rates.append(count / (time.perf_counter() - start))
-        shares.append(rates[-1] / (cores * (before + codec_rate(images, 3)) / 2))
+        used = cpu_seconds() - start_cpu
+        alone = (before + codec_rate(images, 3)) / 2
+        shares.append(rates[-1] / (cores * alone))
+        cpu_shares.append(count / used / alone)
     print(f'\n--resize 256: {statistics.median(rates):.0f} images/s, {statistics.median(shares):.1%} of {cores} cores '
           f'x the rate of decode, resize and encode alone (least {min(shares):.1%}, most {max(shares):.1%})')
+    print(f'of the CPU time that it used, {statistics.median(cpu_shares):.1%} went into those calls')
     start = time.perf_counter()
     bench.ours(short=256, pack=True)
     print(f'--pack: {count / (time.perf_counter() - start):.0f} images/s')

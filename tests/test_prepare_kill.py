@@ -95,7 +95,8 @@ def test_killed_a_hundred_times_and_run_again_it_ends_with_the_same_tree(source,
 
 def test_killed_again_and_again_on_the_way_it_ends_with_the_same_tree(source, folder):
     dest = folder / 'dest'
-    for kill in ('checks:3', 'train:60', 'train:90', 'val:20', 'copy:50', 'copy:30', 'map:9', 'map:30', 'meta:9'):
+    for kill in ('checks:3', 'val:20', 'val:30', 'train:60', 'train:90', 'copy:50', 'copy:30', 'map:9', 'map:30',
+                 'meta:9'):
         assert run(source, dest, kill).returncode == -signal.SIGKILL
     assert run(source, dest).returncode == 0
     assert mini.tree_of(dest) == mini.tree_of(source / 'reference')
