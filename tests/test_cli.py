@@ -14,7 +14,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
+from workspace_lib.datasets.loader import Loader
+from workspace_lib.loops import single_gpu_test
+from workspace_lib.models.drawing import draw_result
 from workspace_lib.tools.cli import COMMANDS, main
 from workspace_lib.tools.results import read_results
 
@@ -266,6 +270,33 @@ def test_show_dir_holds_every_image_with_its_prediction(world, tmp_path):
     pictures = [p for p in tmp_path.rglob('*') if p.is_file()]
     assert len(pictures) == 9
     assert all(cv2.imread(str(p)) is not None for p in pictures)
+
+
+def test_pictures_of_images_without_a_file_stay_in_the_folder(tmp_path):
+    class Arrays(Dataset):
+        data_prefix, CLASSES = 'data/mnist', ['a', 'b']
+        filename = staticmethod('MNIST[{}]'.format)
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return dict(img=torch.zeros(1, 4, 4))
+
+        def load_image(self, index):
+            return np.zeros((64, 64), np.uint8)
+
+    class Model(torch.nn.Linear):
+        CLASSES = Arrays.CLASSES
+        show_result = staticmethod(draw_result)
+
+        def forward(self, img, return_loss):
+            return [np.array([.2, .8], np.float32)] * len(img)
+
+    folder = tmp_path / 'a' / 'b' / 'pictures'
+    single_gpu_test(Model(1, 1), Loader(Arrays(), 2), out_dir=folder, progress=False)
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*') if p.is_file()) == [
+        Path('a/b/pictures/MNIST[0].png'), Path('a/b/pictures/MNIST[1].png')]
 
 
 def test_infer_prints_the_best_classes_and_draws(world, tmp_path, capsys):

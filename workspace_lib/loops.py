@@ -55,12 +55,18 @@ def _show(model: Any, dataset: Any, result: list[np.ndarray], first: int, show: 
           out_dir: str | Path | None, show_kwargs: dict) -> None:
     """Draw predictions on the images as they are on disk, not as the pipeline cropped them."""
     for index, scores in enumerate(result, start=first):
-        name = Path(os.path.relpath(dataset.filename(index), dataset.data_prefix or '.'))
+        name = _name_below(dataset, index)
         label = int(np.argmax(scores))
         shown = dict(pred_class=model.CLASSES[label], pred_label=label, pred_score=float(scores[label]))
         out_file = Path(out_dir) / (name if name.suffix else f'{name}.png') if out_dir else None
         model.show_result(dataset.load_image(index), shown, show=show,
                           out_file=str(out_file) if out_file else None, **show_kwargs)
+
+
+def _name_below(dataset: Any, index: int) -> Path:
+    """Where a sample's picture goes below the folder of all, and never beside it: `MNIST[7]` lies below no prefix."""
+    path = os.path.relpath(dataset.filename(index), dataset.data_prefix or '.')
+    return Path(*(part for part in Path(path).parts if part != os.pardir))
 
 
 @HOOKS.register_module()
