@@ -258,6 +258,18 @@ class TestImage:
         run('docker', 'cp', str(CHECKOUT / 'docker' / 'steps' / 'check_mmcv.py'), f'{NAME}:/tmp/check_mmcv.py')
         assert 'nms and RoIAlign equal torchvision' in inside('python /tmp/check_mmcv.py')
 
+    def test_lab_has_a_panel_for_the_gpu(self, up):
+        said = inside('jupyter labextension list 2>&1')
+        assert [line for line in said.splitlines() if 'nvdashboard' in line and 'enabled' in line and 'OK' in line], \
+            said
+
+    def test_ops_that_cannot_be_compiled_fail_the_build(self, up):
+        """A GPU's architecture on a base without nvcc: not an image whose ops are silently for the CPU."""
+        done = run('docker', 'build', '--file', 'docker/Dockerfile', '--target', 'mmcv', '--network', 'none',
+                   '--build-arg', f'BASE_IMAGE={os.environ["CPU_BASE_IMAGE"]}', '--build-arg', 'OFFLINE=1',
+                   '--build-arg', 'TORCH_CUDA_ARCH_LIST=9.0', '.', check=False)  # fmt: skip
+        assert done.returncode and 'this base has no nvcc' in done.stdout + done.stderr
+
     def test_torch_is_the_bases_own(self, up):
         assert inside('python -c "import torch; print(torch.__file__)"').startswith('/usr/')
 
@@ -536,6 +548,21 @@ class TestGpuRequest:
         run('docker', 'run', '--rm', '--gpus', 'all', '--user', '1:1', '-e', 'HOME=/tmp', f'{NAME}:cpu', 'true')
         recorded = json.loads((work / 'hook-record').read_text())
         assert recorded['argv'] == ['prestart'] and 'NVIDIA_VISIBLE_DEVICES=all' in recorded['env']
+
+    def test_service_lab_starts_through_the_hook(self, tmp_path):
+        """All of the service but its limits, which a machine without CAP_SYS_RESOURCE refuses."""
+        work = self.hooked()
+        limits = tmp_path / 'limits.yml'
+        limits.write_text('services:\n  lab:\n    ulimits: !reset {}\n')
+        files = ['--file', 'docker-compose.yml', '--file', str(limits)]
+        try:
+            run('docker', 'compose', *files, 'up', '--detach', '--no-build', '--wait', 'lab')
+            assert json.loads((work / 'hook-record').read_text())['id'] == inspect('{{.Id}}')
+            assert inspect('{{.State.Health.Status}}') == 'healthy' and Api().healthy()
+            check = run('docker', 'exec', NAME, 'python', '-m', 'workspace_lib.tools.gpu_check', check=False)
+            assert check.returncode, 'a lab that was asked for a GPU and has none passes gpu-check'
+        finally:
+            run('docker', 'compose', *files, 'down')
 
     @pytest.mark.parametrize(
         'error, symptom',
