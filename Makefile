@@ -1,4 +1,4 @@
-# The front door. `make` alone prints this help; every target installs what it needs on its first call.
+# The front door. `make` alone prints this help; `make up` and `make test` install what they need on their first call.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv up down restart status logs url shell exec doctor gpu-check report build rebuild wheels train study tensorboard prepare demo notebooks notebooks-check test test-browser pictures test-container test-compat lint bench clean
@@ -8,9 +8,16 @@ PY := .venv/bin/python
 FRONT := scripts/front.sh
 WISH = --device '$(DEVICE)' --engine '$(ENGINE)'
 RUN = $(FRONT) run $(WISH) --
+# Where nothing is here yet, it first brings up what `make up` would choose.
+SET_UP_AND_RUN = $(FRONT) set-up-and-run $(WISH) --
 # What a person's shell may hold and a virtual environment must not see.
 unexport PYTHONPATH
 unexport PYTHONHOME
+
+# What a person says in words of their own reaches a recipe through the environment, to the letter: make would take $ for
+# a variable, the shell a quote for its own.
+WORDS := CMD CONFIG ARGS JOB EXPLAIN
+$(foreach name,$(WORDS),$(if $(filter-out undefined,$(origin $(name))),$(eval override export $(name) := $$(value $(name)))))
 
 DEVICE ?= auto
 ENGINE ?= auto
@@ -23,7 +30,7 @@ help: ## this list
 venv: ## make .venv and install everything (6.6 GB, once)
 	@scripts/make_venv.sh
 
-up: ## start JupyterLab and print its URL: GPU container, CPU container or .venv
+up: ## start JupyterLab and print its URL: GPU container, CPU container or .venv (FORCE=1: even if that ends jobs)
 	@$(FRONT) up $(WISH)
 
 down: ## stop JupyterLab and its kernels; data, volumes and images stay
@@ -36,7 +43,7 @@ status: ## what runs, where, since when; jobs, and how to go on with those cut o
 	@$(FRONT) status $(WISH)
 
 logs: ## the end of JupyterLab's log, or a job's: JOB=name (FOLLOW=1 keeps printing)
-	@$(FRONT) logs $(WISH) --job '$(JOB)' $(if $(FOLLOW),--follow)
+	@$(FRONT) logs $(WISH) "--job=$$JOB" $(if $(FOLLOW),--follow)
 
 url: ## print the URL with its token again
 	@$(FRONT) url $(WISH)
@@ -48,7 +55,7 @@ exec: ## a command where the lab runs: make exec CMD='workspace config lenet/len
 	@$(RUN) bash -c "$$CMD"
 
 train: ## train: CONFIG=lenet/lenet5_mnist5k.py ARGS='--seed 1' (DETACH=1: as a job that outlives the terminal)
-	@$(FRONT) train $(WISH) --config '$(CONFIG)' "--args=$$ARGS" $(if $(DETACH),--detach)
+	@$(FRONT) train $(WISH) "--config=$$CONFIG" "--args=$$ARGS" $(if $(DETACH),--detach)
 
 build: ## build the lab's image (OFFLINE=1: from docker/wheels; CA_CERT=file: a company's certificate)
 	@$(FRONT) build $(WISH)
@@ -68,18 +75,18 @@ report: ## versions of driver, CUDA, cuDNN, torch, every package, image, commit:
 study: ## mmclassification's source, editable, into third_party/, to step into with the debugger
 	@$(RUN) scripts/study.sh
 
-tensorboard: ## TensorBoard on http://127.0.0.1:6006, in a container
-	@$(FRONT) compose $(WISH) -- up --detach tensorboard
+tensorboard: ## TensorBoard of work_dirs/ on http://127.0.0.1:6006 (TENSORBOARD_PORT=)
+	@$(FRONT) tensorboard $(WISH)
 
-prepare: ## a shell in a container that may write into the data set
-	@$(FRONT) compose $(WISH) -- run --rm prepare
+prepare: ## a shell that may write into the data set
+	@$(FRONT) prepare $(WISH)
 
 doctor: ## why the lab does not start here, and what mends it (LANE= FIX=1 JSON=1 EXPLAIN='message or file')
 	@scripts/doctor.sh --device '$(DEVICE)' --engine '$(ENGINE)' $(if $(LANE),--lane '$(LANE)') $(if $(FIX),--fix) \
 	  $(if $(JSON),--json) $(if $(EXPLAIN),--explain "$$EXPLAIN")
 
 demo: ## the whole way from config to report, in three minutes
-	@$(RUN) python -m workspace_lib.tools.demo
+	@$(SET_UP_AND_RUN) python -m workspace_lib.tools.demo
 
 notebooks: venv ## run notebooks/*.py and write the .ipynb files anew
 	@$(PY) -m workspace_lib.tools.notebooks
@@ -89,7 +96,7 @@ notebooks-check: venv ## run the notebooks, compare with what is committed
 
 # One thread for each of torch's pools: with two cores and worker processes, more only get in each other's way.
 test: ## run the tests (ARGS='-k registry' for a part of them)
-	@$(RUN) env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m pytest -q $(ARGS)
+	@$(SET_UP_AND_RUN) env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m pytest -q $(ARGS)
 
 test-browser: venv ## open the lab in a headless Chromium and run the tour
 	@$(PY) -m pytest -q -m browser tests/browser $(ARGS)
@@ -113,7 +120,7 @@ bench: ## run the benchmarks that need no GPU
 	@for script in benchmarks/*.py; do \
 	  case $$script in *gpu*) continue;; esac; \
 	  [ -f "$$script" ] || { echo 'No benchmarks yet.'; exit 0; }; \
-	  echo "== $$script"; $(RUN) python "$$script" || exit 1; \
+	  echo "== $$script"; $(SET_UP_AND_RUN) python "$$script" || exit 1; \
 	done
 
 clean: ## remove .venv, caches and the lab's state (asks first)

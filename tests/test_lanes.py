@@ -187,6 +187,11 @@ class TestSettings:
         with pytest.raises(LaneError, match='findmnt'):
             Stack(tmp_path, 'cpu', host).prepare()
 
+    def test_architecture_of_no_gpu_is_not_written(self, host, tmp_path):
+        """It would stay, empty, when the GPU comes."""
+        host.no_gpu()
+        assert 'TORCH_CUDA_ARCH_LIST' not in {s.key for s in Stack(tmp_path, 'gpu', host).wanted_settings(1, 1)}
+
     def test_every_variable_of_compose_is_written_or_has_a_default(self, host, tmp_path):
         import re
 
@@ -287,6 +292,33 @@ class TestJobs:
         self.record(tmp_path, 'k', began=2.0, ended=3.0, status=0)
         assert 'cut off' not in jobs.told(jobs.states(tmp_path), tmp_path)
 
+    @pytest.mark.parametrize('got_further', [False, True])
+    def test_only_a_failed_one_that_got_further_took_it_up(self, tmp_path, got_further):
+        self.record(tmp_path, 'j')
+        self.record(tmp_path, 'k', began=1000.0, ended=3000.0, status=1)
+        checkpoint = tmp_path / 'work_dirs' / 'lenet5' / 'latest.pth'
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        os.utime(checkpoint, (2000, 2000) if got_further else (500, 500))
+        assert ('cut off' in jobs.told(jobs.states(tmp_path), tmp_path)) != got_further
+
+    def test_job_in_a_container_that_says_nothing_is_unknown(self, tmp_path):
+        self.record(tmp_path, 'j', place='container')
+        states = jobs.states(tmp_path, {}, silent='unknown')
+        assert states[0]['state'] == 'unknown'
+        said = jobs.told(states, tmp_path)
+        assert 'j  unknown: the container does not answer' in said and 'cut off' not in said
+
+    def test_two_of_one_config_in_one_second_have_two_names(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(time, 'strftime', lambda form: '0101-000000')
+        names = [jobs.claim('a/lenet5.py', tmp_path) for _ in range(3)]
+        assert names == ['lenet5-0101-000000', 'lenet5-0101-000000-2', 'lenet5-0101-000000-3']
+
+    def test_a_job_never_overwrites_another(self, tmp_path):
+        self.record(tmp_path, 'j')
+        with pytest.raises(FileExistsError, match='was here before'):
+            jobs.run('j', ['true'], tmp_path)
+
     @pytest.fixture
     def in_container(self, tmp_path, monkeypatch):
         monkeypatch.setenv('LAB_DEVICE', 'cpu')
@@ -376,3 +408,320 @@ class TestFront:
         monkeypatch.setattr(front.Front, 'run', lambda self, command: seen.append(command) or 0)
         assert front.main(['run', '--root', str(tmp_path), '--device', 'cpu', '--', 'pytest', '-q', '--', '-x']) == 0
         assert seen == [['pytest', '-q', '--', '-x']]
+
+
+DOCKER = """#!/bin/bash
+# What the daemon would do, as far as files in $FAKE say so: id and state of the container, errors, jobs.
+cd "$FAKE" && echo "$*" >> calls
+case "$*" in
+    inspect*State.Status*) cat state ;;
+    inspect*HostPort*) echo 8888 ;;
+    inspect*:cpu | inspect*:gpu) cat image ;;
+    inspect*) cat id ;;
+    *' config '*) cat config ;;
+    *' up '*)
+        [ ! -e up-sleeps ] || sleep 60
+        [ ! -e up-makes ] || mv up-makes id
+        [ ! -e up-error ] || { cat up-error >&2; exit 1; } ;;
+    *' rm '* | *' down '*)
+        [ ! -e rm-error ] || { cat rm-error >&2; exit 1; }
+        rm -f id state ;;
+    exec*alive) cat alive ;;
+esac
+"""
+
+
+class FakeDocker:
+    """A `docker` on the PATH; the test writes what it knows, and reads what it was asked."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder, self.root = folder, root
+
+    def set(self, **files: str) -> None:
+        for name, text in files.items():
+            (self.folder / name.replace('_', '-')).write_text(text)
+
+    def run_lab(self) -> None:
+        self.set(state=f'running {self.root}', id='old')
+
+    def asked(self, word: str) -> list[str]:
+        return [line for line in (self.folder / 'calls').read_text().splitlines() if f' {word}' in f' {line}']
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch) -> FakeDocker:
+    fake = tmp_path / 'fake docker'
+    fake.mkdir()
+    (fake / 'docker').write_text(DOCKER)
+    (fake / 'docker').chmod(0o755)
+    monkeypatch.setenv('FAKE', str(fake))
+    monkeypatch.setenv('PATH', f'{fake}{os.pathsep}{os.environ["PATH"]}')
+    for name in ('FORCE', 'JUPYTER_PORT', 'TORCH_CUDA_ARCH_LIST', 'MMCV_OPS', 'LAB_NAME', 'TENSORBOARD_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(containers, 'get', lambda port, path, token='': (200 if token else 403, None))
+    root = tmp_path / 'checkout'
+    root.mkdir()
+    docker = FakeDocker(fake, root)
+    docker.set(config='{"services": {"lab": {}, "lab-cpu": {"ports": 1}}}', image='image', calls='')
+    return docker
+
+
+class TestUp:
+    @pytest.fixture
+    def stack(self, docker, tmp_path) -> Stack:
+        stack = Stack(docker.root, 'cpu', FakeHost(tmp_path))
+        stack.prepare()
+        return stack
+
+    def job(self, root: Path) -> None:
+        TestJobs().record(root, 'week', place='container')
+
+    def test_first_error_survives_a_second_one(self, docker, stack):
+        docker.set(up_makes='new', up_error='no space left on device', rm_error='and the daemon is gone')
+        with pytest.raises(LaneError, match='no space left(?s:.*)And then(?s:.*)daemon is gone'):
+            stack.up()
+
+    def test_what_this_call_started_is_removed(self, docker, stack):
+        docker.set(up_makes='new', up_error='unhealthy')
+        with pytest.raises(LaneError, match='unhealthy'):
+            stack.up()
+        assert docker.asked('rm --stop --force lab-cpu') and not docker.asked('down')
+
+    def test_what_ran_before_is_left_alone(self, docker, stack):
+        docker.run_lab()
+        docker.set(up_error='the daemon is busy')
+        with pytest.raises(LaneError, match='busy'):
+            stack.up()
+        assert not docker.asked('rm') and not docker.asked('down')
+
+    def test_no_limit_of_composes_own_but_one_of_ours(self, docker, stack, monkeypatch):
+        monkeypatch.setattr(containers, 'START_SECONDS', 0.5)
+        docker.set(up_sleeps='')
+        begin = time.monotonic()
+        with pytest.raises(LaneError, match='not done after 0.5 s'):
+            stack.up()
+        assert time.monotonic() - begin < 20  # not the child's 60, which holds our pipe
+        assert '--wait' in docker.asked('up')[0].split() and 'timeout' not in docker.asked('up')[0]
+
+    @pytest.mark.parametrize('change', [{'image': 'another'}, {'config': '{"services": {"lab-cpu": {"ports": 2}}}'}])
+    def test_change_that_would_end_a_job_is_refused_with_the_ways_on(self, docker, stack, change, monkeypatch):
+        docker.run_lab()
+        stack.up()
+        self.job(docker.root)
+        docker.set(alive='{"week": "running"}', **change)
+        with pytest.raises(LaneError, match='week(?s:.*)FORCE=1, or make down'):
+            stack.up()
+        assert len(docker.asked('up')) == 1
+        monkeypatch.setenv('FORCE', '1')
+        stack.up()
+        assert '--no-recreate' not in docker.asked('up')[1]
+
+    def test_container_that_does_not_tell_of_its_jobs_is_not_replaced(self, docker, stack):
+        docker.run_lab()
+        stack.up()
+        self.job(docker.root)
+        docker.set(image='another')
+        with pytest.raises(LaneError, match='week'):
+            stack.up()
+
+    def test_second_up_beside_a_job_changes_nothing(self, docker, stack):
+        docker.run_lab()
+        stack.up()
+        self.job(docker.root)
+        docker.set(alive='{"week": "running"}')
+        stack.up()
+        assert '--no-recreate' in docker.asked('up')[1]
+
+    def test_ended_jobs_are_in_nobodys_way(self, docker, stack):
+        docker.run_lab()
+        stack.up()
+        self.job(docker.root)
+        docker.set(alive='{"week": "cut off"}', image='another')
+        stack.up()
+        assert '--no-recreate' not in docker.asked('up')[1]
+
+    @pytest.mark.parametrize('answer', [0, 403])
+    def test_server_too_busy_to_answer_is_not_taken_for_an_open_one(self, docker, stack, monkeypatch, answer):
+        docker.run_lab()
+        monkeypatch.setattr(containers, 'get', lambda port, path, token='': (answer, None))
+        with pytest.raises(LaneError, match='refuses our token, or nobody does'):
+            stack.up()
+        assert not docker.asked('rm') and not docker.asked('down')
+
+    def test_server_open_to_visitors_is_stopped(self, docker, stack, monkeypatch):
+        docker.set(up_makes='new')
+        monkeypatch.setattr(containers, 'get', lambda port, path, token='': (200, None))
+        with pytest.raises(LaneError, match='let a visitor in'):
+            stack.up()
+        assert docker.asked('rm --stop')
+
+    def test_words_that_are_captured_take_no_terminal(self, stack, monkeypatch):
+        """docker exec --tty refuses an input that is none: at a terminal make status called every job cut off."""
+        monkeypatch.setattr(sys.stdin, 'isatty', lambda: True)
+        monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+        assert '--tty' in stack.exec_words('bash')
+        assert '--tty' not in stack.exec_words('true', captured=True)
+
+
+class TestBuildElsewhere:
+    """Image and wheels are made on a host with a network, which has no GPU, for one that has it."""
+
+    @pytest.fixture
+    def front(self, docker, tmp_path, monkeypatch):
+        from workspace_lib.tools.front import Front
+
+        self.built: list[str] = []
+        monkeypatch.setattr(Stack, 'build', lambda stack, fresh: self.built.append(stack.device))
+        monkeypatch.setattr(Stack, '_docker_build', lambda stack, *words: self.built.append(stack.device))
+        host = FakeHost(tmp_path)
+        host.no_gpu()
+        return lambda device: Front(docker.root, device, 'auto', host)
+
+    @pytest.mark.parametrize('device, expected', [('gpu', 'gpu'), ('cpu', 'cpu'), ('auto', 'cpu')])
+    def test_device_is_taken_at_its_word(self, front, device, expected):
+        assert front(device).build() == 0 and front(device).wheels() == 0
+        assert self.built == [expected, expected]
+
+    def test_docker_that_does_not_answer_is_an_error(self, front):
+        asked = front('gpu')
+        asked.host.no_daemon(NO_DAEMON)
+        with pytest.raises(LaneError, match='systemctl enable --now docker'):
+            asked.wheels()
+
+    def test_architecture_of_the_ops_is_asked_for_before_the_build(self, docker, tmp_path, monkeypatch):
+        stack = Stack(docker.root, 'gpu', FakeHost(tmp_path))
+        with pytest.raises(LaneError, match='TORCH_CUDA_ARCH_LIST=9.0(?s:.*)MMCV_OPS=0'):
+            stack.build()
+        assert docker.asked('build') == []
+        for key, value in (('TORCH_CUDA_ARCH_LIST', '8.9'), ('MMCV_OPS', '0')):
+            with monkeypatch.context() as patch:
+                patch.setenv(key, value)
+                stack.require_architecture()
+
+
+class TestNothingUp:
+    """No lab is up here, or never was: nothing falls back in silence, and only what is meant to installs."""
+
+    @pytest.fixture
+    def ran(self, monkeypatch) -> list[str]:
+        """What would be done, in order."""
+        from workspace_lib.tools import front
+
+        ran: list[str] = []
+        monkeypatch.setattr(front.Front, '_venv', lambda self: ran.append('install'))
+        monkeypatch.setattr(front.Front, '_lab', lambda self, *words: ran.append(' '.join(words)) or 0)
+        monkeypatch.setattr(front, '_become', lambda words, env=None: ran.append(' '.join(words)) or 0)
+        return ran
+
+    @pytest.fixture
+    def front(self, docker, host, ran):
+        from workspace_lib.tools.front import Front
+
+        return lambda device='auto', engine='auto': Front(docker.root, device, engine, host)
+
+    def give_venv(self, docker: FakeDocker) -> None:
+        python = docker.root / '.venv' / 'bin' / 'python'
+        python.parent.mkdir(parents=True)
+        python.touch()
+
+    @pytest.mark.parametrize('call', ['run', 'train', 'report'])
+    @pytest.mark.parametrize('with_docker', [True, False])
+    def test_commands_say_how_to_begin_instead_of_installing(self, front, ran, host, call, with_docker):
+        if not with_docker:
+            host.no_docker()
+        words = {'run': [['true']], 'train': ['a.py', '', False], 'report': []}[call]
+        with pytest.raises(LaneError, match='make up(?s:.*)ENGINE=local'):
+            getattr(front(), call)(*words)
+        assert ran == []
+
+    def test_venv_that_is_there_is_used_and_said(self, front, ran, docker, capsys):
+        self.give_venv(docker)
+        assert front().run(['true']) == 0
+        assert ran == ['install', 'true']  # brought up to date, as a rule in no time
+        assert capsys.readouterr().err == 'Lane: .venv (no lab is up here; start one with: make up)\n'
+
+    def test_engine_local_installs(self, front, ran, capsys):
+        assert front(engine='local').run(['true']) == 0
+        assert ran == ['install', 'true'] and capsys.readouterr().err == ''
+
+    def test_make_test_on_a_host_without_docker_installs_and_says_why(self, front, ran, host, capsys):
+        host.no_docker()
+        assert front().set_up_and_run(['pytest']) == 0
+        assert ran == ['install', 'pytest']
+        assert capsys.readouterr().err == 'Lane: local environment (no Docker on this host)\n'
+
+    def test_make_test_on_a_host_with_docker_brings_the_lab_up(self, front, ran, docker):
+        docker.run_lab()
+        assert front().set_up_and_run(['pytest']) == 0
+        assert ran == ['docker exec workspace-lab pytest'] and docker.asked('up --detach')
+
+    def test_make_test_on_a_gpu_that_docker_cannot_hand_over_is_an_error(self, front, ran, host):
+        host.give_docker(Runtimes={'runc': {}})
+        with pytest.raises(LaneError, match='nvidia-ctk'):
+            front().set_up_and_run(['pytest'])
+        assert ran == []
+
+    def test_make_test_in_a_venv_that_is_there_asks_no_docker(self, front, ran, docker, host):
+        self.give_venv(docker)
+        host.no_daemon(NO_DAEMON)
+        assert front().set_up_and_run(['pytest']) == 0
+        assert ran == ['install', 'pytest']
+
+    def test_restart_with_no_lab_is_up_with_the_callers_wishes(self, front, monkeypatch):
+        asked = front('cpu', 'docker')
+        monkeypatch.setattr(asked, 'up', lambda: [asked.device, asked.engine])
+        assert asked.restart() == ['cpu', 'docker']
+
+    @pytest.mark.parametrize('wish, port', [('', '8877'), ('9000', '9000')])
+    def test_local_restart_keeps_port_and_device(self, front, ran, docker, monkeypatch, wish, port):
+        self.give_venv(docker)
+        (docker.root / '.lab').mkdir()
+        state = {'pid': 1, 'start': 'another', 'port': 8877, 'device': 'cpu', 'asked': 'cpu', 'since': 0}
+        (docker.root / '.lab' / 'state.json').write_text(json.dumps(state))
+        monkeypatch.setattr(os, 'environ', {**os.environ, **({'JUPYTER_PORT': wish} if wish else {})})
+        assert front().restart() == 0
+        assert ran == ['down', 'install', 'up --device cpu --why as before'] and os.environ['JUPYTER_PORT'] == port
+
+    @pytest.mark.parametrize('call, ends', [('tensorboard', '--host 127.0.0.1 --port 6006'), ('prepare', 'bash')])
+    def test_services_have_a_local_form(self, front, ran, docker, host, call, ends):
+        self.give_venv(docker)
+        host.no_docker()
+        assert getattr(front(), call)() == 0
+        assert ran[-1].endswith(ends) and 'docker' not in ran[-1].split()[0].rpartition('/')[2]
+
+    @pytest.mark.parametrize('call', ['tensorboard', 'prepare'])
+    def test_services_in_a_container_have_their_image_built(self, front, ran, docker, monkeypatch, call):
+        docker.set(image='')
+        monkeypatch.setattr(Stack, 'no_image', lambda stack: '')
+        monkeypatch.setattr(Stack, 'build', lambda stack: ran.append(f'build {stack.image}'))
+        assert getattr(front(), call)() == 0
+        assert ran[0] == 'build workspace-lab:gpu'
+
+    def test_status_tells_jobs_of_a_silent_container_as_unknown(self, front, docker, capsys):
+        docker.run_lab()
+        (docker.root / '.lab').mkdir()
+        (docker.root / '.lab' / 'lane.json').write_text('{"engine": "docker", "device": "cpu"}')
+        TestJobs().record(docker.root, 'week', place='container')
+        assert front().status() == 0
+        assert 'week  unknown' in capsys.readouterr().out
+
+
+def test_jupyter_that_keeps_failing_never_ends_the_container(tmp_path):
+    """For jobs run in it: it is tried again, ever more slowly, until the container is stopped."""
+    programs = {
+        'id': 'echo 1234',
+        'getent': 'exit 0',
+        'jupyter': f'echo try >> "{tmp_path}/tries"; exit 7',
+        # The ninth pause is where somebody stops the container.
+        'sleep': f'echo "$1" >> "{tmp_path}/pauses"; [ $(wc -l < "{tmp_path}/pauses") -lt 9 ] || kill -TERM $PPID',
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\n{script}\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / 'token').write_text('t')
+    env = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'HOME': str(tmp_path), 'JUPYTER_TOKEN_FILE': f'{tmp_path}/token'}
+    done = subprocess.run(['bash', str(ROOT / 'docker' / 'entrypoint.sh'), 'lab'], env=env, capture_output=True,
+                          text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 0
+    assert (tmp_path / 'pauses').read_text().split() == ['0', '1', '1', '2', '60', '60', '60', '60', '60']
+    assert 'status 7' in done.stderr and 'again in 60 s' in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (CHECKOUT / 'Makefile').exists() or shutil.which('make') is None,
                                 reason='not a checkout, or no make on this machine')
+# What a person may type: for make a variable, for the shell a quote.
+AWKWARD = ['echo $HOME', "it's", 'say "a  b"', '$(id) `id` # no comment', '100%']
 TOOLS = ('sh', 'bash', 'env', 'make', 'awk', 'head', 'cat', 'id', 'cksum', 'dirname', 'flock', 'rm')
 
 
@@ -28,12 +31,83 @@ def host(tmp_path):
         if found := shutil.which(name):
             (tools / name).symlink_to(found)
 
-    def call(*targets: str, pythons: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def call(*targets: str, pythons: dict[str, str] | None = None,
+             environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         for name, script in (pythons or {}).items():
             (tools / name).write_text(f'#!/bin/sh\n{script}\n')
             (tools / name).chmod(0o755)
-        return subprocess.run(['make', *targets], cwd=clone, env={'PATH': str(tools)}, text=True, capture_output=True)
+        env = {'PATH': str(tools), **(environ or {})}
+        return subprocess.run(['make', *targets], cwd=clone, env=env, text=True, capture_output=True)
     return call
+
+
+@pytest.fixture
+def echo(host, tmp_path):
+    """The same, with scripts that print their words, one a line, instead of doing anything."""
+    for name in ('front.sh', 'doctor.sh'):
+        (tmp_path / 'my checkout' / 'scripts' / name).write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    return lambda *words, **more: host(*words, **more).stdout.splitlines()
+
+
+class TestWords:
+    """What a person says in words of their own arrives to the letter."""
+
+    @pytest.mark.parametrize('word', AWKWARD)
+    @pytest.mark.parametrize('target, key, before', [
+        ('exec', 'CMD', ''), ('train', 'CONFIG', '--config='), ('train', 'ARGS', '--args='), ('logs', 'JOB', '--job='),
+        ('doctor', 'EXPLAIN', '')])
+    def test_from_the_command_line_and_from_the_environment(self, echo, target, key, before, word):
+        assert f'{before}{word}' in echo(target, f'{key}={word}')
+        assert f'{before}{word}' in echo(target, environ={key: word})
+
+    def test_arguments_of_the_tests_are_words_of_the_shell(self, echo):
+        assert echo('test', 'ARGS=-k "a or b" -x')[-3:] == ['-k', 'a or b', '-x']
+
+    def test_what_is_not_said_is_empty(self, echo):
+        assert '--config=' in echo('train') and '--args=' in echo('train')
+
+
+@pytest.fixture
+def installed(host, tmp_path):
+    """That checkout with a .venv whose `workspace train` obeys the name of its config, and the tools of the front."""
+    clone = tmp_path / 'my checkout'
+    (clone / 'workspace_lib').mkdir()
+    (clone / 'workspace_lib' / '__init__.py').touch()
+    shutil.copytree(CHECKOUT / 'workspace_lib' / 'tools', clone / 'workspace_lib' / 'tools')
+    (clone / '.venv' / 'bin').mkdir(parents=True)
+    (clone / '.venv' / 'bin' / 'python').symlink_to(sys.executable)
+    (clone / 'scripts' / 'make_venv.sh').write_text('#!/bin/sh\n')
+    workspace = clone / '.venv' / 'bin' / 'workspace'
+    workspace.write_text('#!/bin/sh\necho "$@"\ncase $2 in wrong*) exit 2;; long*) while [ -e go ]; do sleep 0.1; done;; esac\n')
+    workspace.chmod(0o755)
+    (clone / 'go').touch()
+    (tmp_path / 'bin' / 'sleep').symlink_to(shutil.which('sleep'))
+    yield host
+    (clone / 'go').unlink()
+
+
+class TestJobs:
+    def test_job_that_runs_is_said_to_run(self, installed):
+        done = installed('train', 'CONFIG=long.py', 'ARGS=--seed 1', 'DETACH=1')
+        assert done.returncode == 0 and 'runs; the browser' in done.stdout, done.stderr
+        assert 'running (pid' in installed('status').stdout
+
+    def test_job_that_ends_at_once_is_an_error_with_its_log(self, installed):
+        done = installed('train', 'CONFIG=wrong.py', 'DETACH=1')
+        assert done.returncode and 'runs' not in done.stdout
+        assert 'failed with status 2' in done.stderr and 'train wrong.py' in done.stderr
+
+    def test_job_that_cannot_even_start_says_why(self, installed, tmp_path):
+        (tmp_path / 'my checkout' / '.venv' / 'bin' / 'workspace').unlink()
+        done = installed('train', 'CONFIG=long.py', 'DETACH=1')
+        assert done.returncode and 'did not start' in done.stderr and 'FileNotFoundError' in done.stderr
+
+    def test_unfinished_quote_is_named(self, installed):
+        assert "ARGS=it's: No closing quotation" in installed('train', 'CONFIG=long.py', "ARGS=it's").stderr
+
+    def test_lab_that_is_not_up_is_said_and_venv_used(self, installed):
+        done = installed('exec', 'CMD=echo $VIRTUAL_ENV')
+        assert done.stdout.endswith('/.venv\n') and done.stderr.startswith('Lane: .venv (no lab is up here')
 
 
 def test_make_alone_explains_every_target(host):

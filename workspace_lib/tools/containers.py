@@ -16,13 +16,13 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from . import dotenv
+from . import dotenv, jobs
 from .doctor.base_image import arch_list, choose_base_image
 from .doctor.facts import Facts
 from .doctor.host import Host
 from .lab import Lab, find_port, get
 from .lanes import LaneError, mend
-from .processes import write_private
+from .processes import run_within, write_private
 
 CPU_BASE = 'python:3.12-slim-bookworm'
 GPU_BASE = 'pytorch/pytorch:2.14.0-cuda13.0-cudnn9-devel'
@@ -38,6 +38,11 @@ INPUTS = (
     'pyproject.toml',
 )
 START_SECONDS = 180
+ANSWER_SECONDS = 30  # for what a healthy container says at once
+PORT_COMMENT = (
+    'Port of JupyterLab on this machine, on 127.0.0.1 alone. The first make up kept the one that it was given or found '
+    'free, so that the URL stays; to change it for good, change it here.'
+)
 
 
 class Stack:
@@ -98,7 +103,7 @@ class Stack:
             ('LAB_NAME', 'workspace-lab', 'Name of the container, the images and the Compose project.'),
             ('LAB_UID', str(uid), 'Who the lab runs as, and whom its files belong to: you (id -u, id -g).'),
             ('LAB_GID', str(gid), 'The group of the same.'),
-            ('JUPYTER_PORT', port, 'Port of JupyterLab on this machine; it is bound to 127.0.0.1 alone.'),
+            ('JUPYTER_PORT', port, PORT_COMMENT),
             ('SHM_SIZE', '8gb', 'Shared memory, through which worker processes hand over batches; an upper limit.'),
             ('DATASET_DIR', './datasets', 'Folder of the data sets: /dataset in the lab, read-only.'),
             ('MMCV_OPS', '1', "1: mmcv-full, its ops compiled for the image's torch. 0: mmcv without ops, in seconds."),
@@ -111,10 +116,11 @@ class Stack:
     def _for_this_gpu(self) -> list[tuple[str, str, str]]:
         driver = Facts(self.host, str(self.root)).driver
         choice = choose_base_image(driver)
-        return [
-            ('BASE_IMAGE', choice.image or GPU_BASE, f'Base image of the GPU lane: {choice.reason}.'),
-            ('TORCH_CUDA_ARCH_LIST', arch_list(driver.gpus), 'Compute capability that the ops are compiled for.'),
-        ]
+        base = ('BASE_IMAGE', choice.image or GPU_BASE, f'Base image of the GPU lane: {choice.reason}.')
+        archs = arch_list(driver.gpus)
+        if not archs:  # an empty line in .env would stay, and hide what a later look at the GPU finds
+            return [base]
+        return [base, ('TORCH_CUDA_ARCH_LIST', archs, 'Compute capability that the ops are compiled for.')]
 
     # --- calls --------------------------------------------------------------------------------------
 
@@ -145,17 +151,14 @@ class Stack:
             *words,
         ]
 
-    def call(self, words: list[str], what: str, quiet: bool = False) -> str:
-        """Run; what it says goes to the terminal, and the error, explained, into a LaneError."""
-        done = subprocess.run(
-            words,
-            env=self.environment(),
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if quiet else None,
-        )
+    def call(self, words: list[str], what: str, seconds: float | None = None) -> str:
+        """Run; return what it printed. Its error, explained, goes into a LaneError, and so does a limit passed."""
+        try:
+            done = run_within(
+                words, seconds, env=self.environment(), cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        except subprocess.TimeoutExpired:
+            raise LaneError(f'{what}: not done after {seconds:g} s\n') from None
         if done.returncode:
             said = (done.stderr or done.stdout or '').strip()
             raise LaneError(
@@ -214,8 +217,19 @@ class Stack:
                 flush=True,
             )
 
+    def require_architecture(self) -> None:
+        """Of the GPU that the ops are for: the build would find it out late, and this host may have none to ask."""
+        settings = {**self.settings, **os.environ}
+        ops = (settings.get('MMCV_OPS') or '1') == '1'
+        if self.device == 'gpu' and ops and not settings.get('TORCH_CUDA_ARCH_LIST'):
+            raise LaneError(
+                "for which GPU are mmcv's ops to be compiled? TORCH_CUDA_ARCH_LIST=9.0, say; on the GPU's host "
+                'nvidia-smi --query-gpu=compute_cap --format=csv tells. Without the ops: MMCV_OPS=0'
+            )
+
     def build(self, fresh: bool = False) -> None:
         """Build; the wheel of mmcv comes out first, to be there next time, whatever becomes of Docker's cache."""
+        self.require_architecture()
         self.bring_kept_wheels()
         try:
             self._docker_build('mmcv-wheel', '--output', f'type=local,dest={self.root / "docker" / "mmcv"}')
@@ -284,29 +298,79 @@ class Stack:
     # --- up and down ------------------------------------------------------------------------------------
 
     def up(self) -> str:
-        """Start it unless it runs, wait until it is healthy to us and to nobody without the token; return the URL."""
-        words = self.compose(
-            'up', '--detach', '--no-build', '--wait', '--wait-timeout', str(START_SECONDS), self.service
-        )
+        """Start it unless it runs, wait until it is healthy to us and to nobody without the token; return the URL.
+
+        Raises:
+            LaneError: it did not start, and what this call had started is removed; or it runs, with jobs in it that a
+                change of the settings or of the image would end.
+        """
+        before = self.inspect('{{.Id}}') if self.state() == 'running' else ''
+        shape = self.shape()
+        keep = self._keep_for_jobs(shape) if before else []
+        words = self.compose('up', '--detach', '--no-build', '--wait', *keep, self.service)
         try:
-            self.call(words, 'starting the container', quiet=True)
-        except LaneError as error:  # nothing half-started is left behind; what it said is
+            self.call(words, 'starting the container', START_SECONDS)
+        except LaneError as error:
             log = self.log_end()
-            self.call(self.compose('down'), 'stopping the container', quiet=True)
-            raise LaneError(f'{error}{log}') from None
-        port, token = self.port(), self.lab.token()
-        if get(port, '/api/status')[0] != 403:
-            self.down()
-            raise LaneError('JupyterLab let a visitor in without the token, so it is stopped')
-        if get(port, '/api/status', token)[0] != 200:
+            raise LaneError(f'{error}{log}{self._take_back(before)}') from None
+        self._check_token(before)
+        note = {'engine': 'docker', 'device': self.device, 'shape': shape}
+        write_private(self.note_file, json.dumps(note))
+        uid, gid, _ = person(self.host, self.root)
+        give(self.note_file, uid, gid)
+        return self.url()
+
+    @property
+    def note_file(self) -> Path:
+        return self.lab.folder / 'lane.json'
+
+    def shape(self) -> str:
+        """A digest of what the container is made from, image and settings: when it changes, Compose makes a new one."""
+        said = self.call(self.compose('config', '--format', 'json'), 'reading docker-compose.yml')
+        service = json.loads(said)['services'][self.service]
+        made_of = json.dumps([service, self.inspect('{{.Id}}', self.image)], sort_keys=True)
+        return hashlib.sha256(made_of.encode()).hexdigest()[:16]
+
+    def _keep_for_jobs(self, shape: str) -> list[str]:
+        """Options of Compose that keep a container in which jobs run; [] when none does, or FORCE=1 gives them up."""
+        names = [job['name'] for job in self.job_states() if job['state'] in ('running', 'unknown')]
+        if not names or os.environ.get('FORCE'):
+            return []
+        try:
+            known = json.loads(self.note_file.read_text())['shape']
+        except (OSError, ValueError, KeyError):
+            known = shape
+        if known != shape:
             raise LaneError(
-                f'what answers on port {port} refuses our token: another Jupyter? Choose a port: '
+                f'the image or a setting has changed: a new container would end what runs in this one: '
+                f'{", ".join(names)}. Wait for that (make status), or give it up: make up FORCE=1, or make down'
+            )
+        return ['--no-recreate']
+
+    def _take_back(self, before: str) -> str:
+        """Remove the container that a failed start made, never one that ran before. What fails in that, or ''."""
+        made = self.inspect('{{.Id}}')
+        if not made or made == before:
+            return ''
+        try:
+            self.call(self.compose('rm', '--stop', '--force', self.service), 'removing the container')
+        except LaneError as error:
+            return f'\nAnd then: {error}'
+        self.note_file.unlink(missing_ok=True)
+        return ''
+
+    def _check_token(self, before: str) -> None:
+        port = self.port()
+        if get(port, '/api/status')[0] not in (403, 0):  # 0: no answer at all, as under load
+            raise LaneError(
+                'JupyterLab let a visitor in without the token. It is stopped, unless it ran before this call; '
+                f'then stop it: make down{self._take_back(before)}'
+            )
+        if get(port, '/api/status', self.lab.token())[0] != 200:
+            raise LaneError(
+                f'what answers on port {port} refuses our token, or nobody does: another Jupyter? Choose a port: '
                 'make up JUPYTER_PORT=8899'
             )
-        write_private(self.lab.folder / 'lane.json', json.dumps({'engine': 'docker', 'device': self.device}))
-        uid, gid, _ = person(self.host, self.root)
-        give(self.lab.folder / 'lane.json', uid, gid)
-        return self.url()
 
     def log_end(self) -> str:
         done = subprocess.run(
@@ -317,8 +381,8 @@ class Stack:
 
     def down(self) -> None:
         """Stop and remove the containers of this project and their network; volumes, images and data stay."""
-        self.call(self.compose('down', '--timeout', '20'), 'stopping the container', quiet=True)
-        (self.lab.folder / 'lane.json').unlink(missing_ok=True)
+        self.call(self.compose('down', '--timeout', '20'), 'stopping the container')
+        self.note_file.unlink(missing_ok=True)
 
     def port(self) -> int:
         said = self.inspect('{{(index (index .NetworkSettings.Ports "8888/tcp") 0).HostPort}}')
@@ -338,9 +402,21 @@ class Stack:
 
     # --- commands inside ----------------------------------------------------------------------------------
 
-    def exec_words(self, *command: str, detach: bool = False) -> list[str]:
-        terminal = ['--interactive', '--tty'] if sys.stdin.isatty() and sys.stdout.isatty() and not detach else []
-        return ['docker', 'exec', *(['--detach'] if detach else terminal), self.name, *command]
+    def exec_words(self, *command: str, detach: bool = False, captured: bool = False) -> list[str]:
+        """``docker exec``; with our terminal, unless the command is to outlive it or its words are for us."""
+        terminal = sys.stdin.isatty() and sys.stdout.isatty() and not captured
+        options = ['--detach'] if detach else ['--interactive', '--tty'] if terminal else []
+        return ['docker', 'exec', *options, self.name, *command]
+
+    def job_states(self) -> list[dict[str, Any]]:
+        """Every job of the checkout; one in a container that runs but does not tell of it is ``unknown``."""
+        if self.state() not in ('running', 'paused'):
+            return jobs.states(self.root)
+        words = self.exec_words('python', '-m', 'workspace_lib.tools.jobs', 'alive', captured=True)
+        try:
+            return jobs.states(self.root, json.loads(self.call(words, 'asking for the jobs', ANSWER_SECONDS)))
+        except (LaneError, ValueError):
+            return jobs.states(self.root, {}, silent='unknown')
 
 
 def person(host: Host, root: Path) -> tuple[int, int, str]:

@@ -12,15 +12,14 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from . import jobs
-from .containers import Stack, host_report
+from .containers import Stack, give, host_report, person
 from .doctor.facts import Facts
 from .doctor.host import Host
 from .lab import CHECKOUT, Lab, LabError
-from .lanes import LaneError, choose_lane
+from .lanes import Lane, LaneError, choose_lane, mend
 from .processes import tail, write_private
 
 
@@ -35,12 +34,7 @@ class Front:
     # --- up and down --------------------------------------------------------------------------------
 
     def up(self) -> int:
-        lane = choose_lane(
-            Facts(self.host, str(self.root)),
-            self.device,
-            self.engine,
-            lambda device: Stack(self.root, device, self.host).no_image(),
-        )
+        lane = self.chosen()
         if lane.engine == 'local':
             return self._local_up(lane.device, lane.why)
         stack = Stack(self.root, lane.device, self.host)
@@ -52,23 +46,35 @@ class Front:
         print(f'JupyterLab is ready:\n\n    {stack.up()}\n\nStop it with: make down')
         return 0
 
+    def chosen(self) -> Lane:
+        """Where ``make up`` would start the lab."""
+        return choose_lane(
+            Facts(self.host, str(self.root)),
+            self.device,
+            self.engine,
+            lambda device: Stack(self.root, device, self.host).no_image(),
+        )
+
     def _local_up(self, device: str, why: str) -> int:
-        engine, running = self.noted()
-        if engine == 'docker' and Stack(self.root, running).state() == 'running':
-            raise LaneError('the lab runs in a container; stop that first: make down')
+        engine, running = self.noted() or ('', '')
+        if engine == 'docker':
+            stack = Stack(self.root, running, self.host)
+            if stack.state() == 'running':
+                raise LaneError('the lab runs in a container; stop that first: make down')
+            stack.note_file.unlink()  # of a container that ended: from here on the lab is the one in .venv
         self._venv()
         return self._lab('up', '--device', device, '--why', why)
 
     def _refuse_second(self, device: str) -> None:
         if Lab(self.root).running():
             raise LaneError('the lab runs in .venv already; stop that first: make down')
-        engine, running = self.noted()
+        engine, running = self.noted() or ('', '')
         if engine == 'docker' and running != device and Stack(self.root, running).state() == 'running':
             raise LaneError(f'the lab already runs in the {running} container; stop that first: make down')
 
     def down(self) -> int:
         stopped = False
-        engine, device = self.noted()
+        engine, device = self.noted() or ('', '')
         if engine == 'docker' or self._leftovers():
             device = device if engine == 'docker' else 'cpu'
             Stack(self.root, device).down()
@@ -89,30 +95,31 @@ class Front:
         return said.ok and bool(said.text)
 
     def restart(self) -> int:
-        engine, device = self.lane()
+        """Down, then up in the same lane, device and port, but for what is asked for; with no lab up here, just up."""
+        noted, server = self.noted(), Lab(self.root).noted()
+        if not noted:
+            return self.up()
         self.down()
-        self.engine, self.device = engine, device if engine == 'docker' else self.device
+        if self.engine not in ('auto', noted[0]):
+            return self.up()
+        device = noted[1] if self.device == 'auto' else self.device
+        if noted[0] == 'local':
+            os.environ.setdefault('JUPYTER_PORT', str(server['port']) if server else '')
+            return self._local_up(device, 'as before')
+        self.engine, self.device = 'docker', device
         return self.up()
 
     def status(self) -> int:
         engine, device = self.lane()
-        alive = None
-        if engine == 'docker':
-            stack = Stack(self.root, device)
+        stack = Stack(self.root, device, self.host) if engine == 'docker' else None
+        if stack:
             print(stack.status())
-            if stack.state() == 'running':
-                said = subprocess.run(
-                    stack.exec_words('python', '-m', 'workspace_lib.tools.jobs', 'alive'),
-                    text=True,
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                )
-                alive = json.loads(said.stdout) if said.returncode == 0 else {}
         elif self.python.exists():
             self._lab('status')
         else:
             print('Not installed yet. Begin with: make up')
-        if found := jobs.told(jobs.states(self.root, alive), self.root):
+        states = stack.job_states() if stack else jobs.states(self.root)
+        if found := jobs.told(states, self.root):
             print(found)
         return 0
 
@@ -145,15 +152,27 @@ class Front:
         """In the container where the lab is one, else in ``.venv``; the terminal is the command's."""
         return _become(self.words(command), self.environment())
 
-    def words(self, command: list[str], detach: bool = False) -> list[str]:
-        engine, device = self.lane()
+    def set_up_and_run(self, command: list[str]) -> int:
+        """The same; where nothing is here yet, after bringing up what ``make up`` would choose."""
+        if self.engine == 'auto' and not self.noted() and not self.python.exists():
+            lane = self.chosen()
+            if lane.engine == 'docker':
+                self.up()
+            else:
+                print(f'Lane: local environment ({lane.why})', file=sys.stderr, flush=True)
+                self.engine = 'local'
+        return self.run(command)
+
+    def words(self, command: list[str], **how: bool) -> list[str]:
+        """What runs the command in its lane; ``how`` is that of `Stack.exec_words`."""
+        engine, device = self.working_lane()
         if engine == 'docker':
-            stack = Stack(self.root, device)
+            stack = Stack(self.root, device, self.host)
             if stack.state() != 'running':
                 raise LaneError(
                     'the container of the lab is not running. Start it: make up; or work in .venv: ENGINE=local'
                 )
-            return stack.exec_words(*command, detach=detach)
+            return stack.exec_words(*command, **how)
         self._venv()
         return command
 
@@ -170,8 +189,15 @@ class Front:
     def train(self, config: str, args: str, detach: bool) -> int:
         if not config:
             raise LaneError('which config? make train CONFIG=lenet/lenet5_mnist5k.py [ARGS="--work-dir x"] [DETACH=1]')
-        name = jobs.new_name(config)
+        try:
+            options = shlex.split(args)
+        except ValueError as error:
+            raise LaneError(f'ARGS={args}: {error}') from None
+        into = self.words([], detach=detach)  # before anything is made: there may be no lab
+        name = jobs.claim(config, self.root)
+        self._give(jobs.folder_of(name, self.root).parent, jobs.folder_of(name, self.root))
         job = [
+            *into,
             'python',
             '-m',
             'workspace_lib.tools.jobs',
@@ -182,30 +208,41 @@ class Front:
             'workspace',
             'train',
             config,
-            *shlex.split(args),
+            *options,
         ]
-        if not detach:
-            return self.run(job)
-        words = self.words(job, detach=True)
-        subprocess.Popen(
-            words,
-            cwd=self.root,
-            env=self.environment(),
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        end = time.monotonic() + 20
-        while not (jobs.folder_of(name, self.root) / 'job.json').exists():
-            if time.monotonic() > end:
-                raise LaneError(f'the job {name} did not start: {shlex.join(words)}')
-            time.sleep(0.1)
-        print(
-            f'Job {name} runs; the browser and this terminal may be closed.\n'
-            f'  make logs JOB={name} FOLLOW=1\n  make status'
-        )
-        return 0
+        return self._detached(name, job) if detach else _become(job, self.environment())
+
+    def _detached(self, name: str, words: list[str]) -> int:
+        """Start the job and look at it for a moment: what ends at once is told here, not found out tomorrow."""
+        file = jobs.folder_of(name, self.root) / 'log'
+        with open(file, 'ab') as log:  # the job's own, so that what cannot even start it is told there too
+            launcher = subprocess.Popen(
+                words,
+                cwd=self.root,
+                env=self.environment(),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._give(file)
+        record = jobs.early_end(name, self.root, lambda: bool(launcher.poll()))
+        if record is None:
+            print(
+                f'Job {name} runs; the browser and this terminal may be closed.\n'
+                f'  make logs JOB={name} FOLLOW=1\n  make status'
+            )
+            return 0
+        if record.get('status') == 0:
+            return _say(f'Job {name} is done already; see make logs JOB={name}', 0)
+        how = jobs.how_it_ended(record) if record else f'did not start: {shlex.join(words)}'
+        raise LaneError(f'the job {name} {how}\nThe end of its log:\n{tail(file, 20)}')
+
+    def _give(self, *paths: Path) -> None:
+        """What root made here belongs to whom the lab runs as."""
+        uid, gid, _ = person(self.host, self.root)
+        for path in paths:
+            give(path, uid, gid)
 
     def gpu_check(self) -> int:
         wanted = self.device if self.device != 'auto' else self.lane()[1]
@@ -215,7 +252,7 @@ class Front:
         """``work_dirs/report.json``: what the host knows and what the lane knows."""
         engine, device = self.lane()
         said = subprocess.run(
-            self.words(['python', '-m', 'workspace_lib.tools.inventory']),
+            self.words(['python', '-m', 'workspace_lib.tools.inventory'], captured=True),
             cwd=self.root,
             text=True,
             env=self.environment(),
@@ -245,32 +282,85 @@ class Front:
         return 0
 
     def compose(self, words: list[str]) -> int:
-        """A service of docker-compose.yml beside the lab: tensorboard, prepare."""
-        stack = Stack(self.root, self.lane()[1] if self.lane()[0] == 'docker' else 'cpu')
-        stack.prepare()
+        """Docker Compose on the file of the lab, in a container lane."""
+        stack = self._stack_beside()
+        if not stack:
+            raise LaneError('the lab of this checkout is not in a container; with Docker: make up')
         return _become(stack.compose(*words), stack.environment())
 
+    def tensorboard(self) -> int:
+        port = os.environ.get('TENSORBOARD_PORT') or '6006'
+        stack = self._stack_beside()
+        if not stack:
+            program = str(self.python.with_name('tensorboard'))
+            return _become(
+                [program, '--logdir', str(self.root / 'work_dirs'), '--host', '127.0.0.1', '--port', port],
+                self.environment(),
+            )
+        stack.call(stack.compose('up', '--detach', '--no-build', 'tensorboard'), 'starting TensorBoard')
+        port = os.environ.get('TENSORBOARD_PORT') or stack.settings.get('TENSORBOARD_PORT') or port
+        return _say(f'TensorBoard: http://127.0.0.1:{port}/   It stops with: make down', 0)
+
+    def prepare(self) -> int:
+        """A shell that may write into the data set."""
+        stack = self._stack_beside()
+        print('scripts/prepare_imagenet.sh ARCHIVES DEST makes ImageNet, verified (--help: more); exit leaves.')
+        if not stack:
+            return _become(['bash'], self.environment())
+        return _become(stack.compose('run', '--rm', 'prepare'), stack.environment())
+
+    def _stack_beside(self) -> Stack | None:
+        """The project, its image built, for a service beside the lab, which need not be up; None: the local lane."""
+        settled = self.noted() or self.engine == 'local' or (self.engine == 'auto' and self.python.exists())
+        lane = None if settled else self.chosen()
+        engine, device = (lane.engine, lane.device) if lane and lane.engine == 'docker' else self.working_lane()
+        if engine == 'local':
+            self._venv()
+            return None
+        stack = Stack(self.root, device, self.host)
+        stack.prepare()
+        stack.ensure_image()
+        return stack
+
     def _stack_to_build(self) -> Stack:
-        lane = choose_lane(Facts(self.host, str(self.root)), self.device, 'docker')
-        return Stack(self.root, lane.device, self.host)
+        """For DEVICE at its word: an image, or wheels for a host without a network, are made without a GPU, too."""
+        facts = Facts(self.host, str(self.root))
+        if facts.docker.error:
+            error = facts.docker.error
+            raise LaneError(f'Docker does not answer: {error}\n{mend(error)}make doctor says more.')
+        device = self.device if self.device != 'auto' else 'gpu' if facts.gpu_on_bus else 'cpu'
+        return Stack(self.root, device, self.host)
 
     # --- which lane it is, once it is up -----------------------------------------------------------------
 
     def lane(self) -> tuple[str, str]:
         """(docker, gpu or cpu) as the last ``make up`` noted it, else (local, auto). ENGINE=local has its way."""
-        engine, device = self.noted()
+        engine, device = self.noted() or ('local', 'auto')
         if self.engine == 'local' or (engine == 'local' and self.engine == 'auto'):
             return 'local', 'auto'
         if engine == 'local':
             raise LaneError('ENGINE=docker: no container of this checkout is up. Start it: make up ENGINE=docker')
         return engine, device
 
-    def noted(self) -> tuple[str, str]:
+    def working_lane(self) -> tuple[str, str]:
+        """`lane`, for a command that needs one: with no lab up here ``.venv`` is used and said, but never installed."""
+        if self.engine == 'auto' and not self.noted():
+            if not self.python.exists():
+                raise LaneError(
+                    'no lab is up here, and there is no .venv. Begin with: make up; or, to work in .venv (6.6 GB, '
+                    'installed then), add ENGINE=local'
+                )
+            print('Lane: .venv (no lab is up here; start one with: make up)', file=sys.stderr)
+        return self.lane()
+
+    def noted(self) -> tuple[str, str] | None:
+        """Of the lab that is up, or was when it crashed: (docker, gpu or cpu), or (local, as asked). None: no lab."""
         try:
             note = json.loads((self.root / '.lab' / 'lane.json').read_text())
             return note['engine'], note['device']
         except (OSError, ValueError, KeyError):
-            return 'local', 'auto'
+            server = Lab(self.root).noted()
+            return ('local', server.get('asked', 'auto')) if server else None
 
     def _venv(self) -> None:
         if subprocess.run([str(self.root / 'scripts' / 'make_venv.sh')]).returncode:
@@ -305,6 +395,7 @@ ACTIONS = (
     'url',
     'logs',
     'run',
+    'set-up-and-run',
     'train',
     'gpu-check',
     'report',
@@ -312,6 +403,8 @@ ACTIONS = (
     'rebuild',
     'wheels',
     'compose',
+    'tensorboard',
+    'prepare',
 )
 
 
@@ -349,8 +442,8 @@ def main(argv: list[str] | None = None) -> int:
 def act(front: Front, args: argparse.Namespace) -> int:
     if args.action == 'logs':
         return front.logs(args.job, args.follow)
-    if args.action in ('run', 'compose'):
-        return getattr(front, args.action)(args.command)
+    if args.action in ('run', 'set-up-and-run', 'compose'):
+        return getattr(front, args.action.replace('-', '_'))(args.command)
     if args.action == 'train':
         return front.train(args.config, args.args, args.detach)
     if args.action == 'rebuild':

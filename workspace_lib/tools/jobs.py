@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,30 @@ def folder_of(name: str, root: Path = CHECKOUT) -> Path:
     return root / '.lab' / 'jobs' / name
 
 
-def new_name(config: str) -> str:
+def claim(config: str, root: Path = CHECKOUT) -> str:
+    """A name that no other job has, for its folder is made here: two of one config may begin in the same second."""
     stem = re.sub(r'[^\w.-]', '_', Path(config).stem) or 'job'
-    return f'{stem}-{time.strftime("%m%d-%H%M%S")}'
+    first = f'{stem}-{time.strftime("%m%d-%H%M%S")}'
+    name, number = first, 1
+    while True:
+        try:
+            folder_of(name, root).mkdir(parents=True)
+            return name
+        except FileExistsError:
+            number += 1
+            name = f'{first}-{number}'
 
 
 def run(name: str, command: list[str], root: Path = CHECKOUT, to_terminal: bool = False) -> int:
-    """Run the command to its end, with a record beside it; return its exit status.
+    """Run the command to its end, with a record in the folder that `claim` made; return its exit status.
 
     A signal to end is passed on. A SIGKILL of us, as a stopped container gives, leaves a record that says so by itself:
     the process it names is gone, and no end was written.
     """
     folder = folder_of(name, root)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / 'job.json').exists():
+        raise FileExistsError(f'{folder}: a job of this name was here before')
     log = None if to_terminal else open(folder / 'log', 'ab', buffering=0)  # noqa: SIM115 - closed with the process
     env = {**os.environ, 'PYTHONUNBUFFERED': '1', NOTED: name}  # a log is for following
     stdin = None if to_terminal else subprocess.DEVNULL
@@ -71,8 +82,7 @@ def noted(command: list[str], root: Path = CHECKOUT) -> Iterator[None]:
     if place() == 'host' or NOTED in os.environ or outside or not (root / '.lab').is_dir():
         yield
         return
-    folder = folder_of(f'{new_name(command[2])}-{os.getpid()}', root)
-    folder.mkdir(parents=True)
+    folder = folder_of(claim(command[2], root), root)
     record, status = _begin(folder, command, os.getpid()), 1
     try:
         yield
@@ -100,6 +110,35 @@ def _end(folder: Path, record: dict[str, Any], status: int) -> None:
     write_private(folder / 'job.json', json.dumps({**record, 'ended': time.time(), 'status': status}))
 
 
+def early_end(
+    name: str, root: Path, gave_up: Callable[[], bool], seconds: float = 10, quiet: float = 2
+) -> dict[str, Any] | None:
+    """Look at a job that was just started: None once it runs, its record if it ended, {} if it never began.
+
+    A wrong config shows after the seconds that importing torch takes. So look for 10 of them, less once it has said
+    something and gone on for 2 s.
+
+    Args:
+        gave_up: whether what starts it has failed.
+    """
+    file, log = folder_of(name, root) / 'job.json', folder_of(name, root) / 'log'
+    begun = spoke = None
+    start = time.monotonic()
+    while True:
+        now, failed = time.monotonic(), gave_up()  # this first: what failed has written its record before
+        begun = begun or (now if file.exists() else None)
+        spoke = spoke or (now if log.exists() and log.stat().st_size else None)
+        if begun:
+            record = json.loads(file.read_text())
+            if record['ended'] is not None:
+                return record
+            if now > begun + seconds or (spoke and now > max(spoke, begun) + quiet):
+                return None
+        elif failed or now > start + 20:
+            return {}
+        time.sleep(0.1)
+
+
 def log_of(name: str, root: Path = CHECKOUT) -> Path | None:
     """The job's log; of a training started without make, the newest in the run's folder. None: there is none."""
     own = folder_of(name, root) / 'log'
@@ -124,11 +163,14 @@ def records(root: Path = CHECKOUT) -> Iterator[dict[str, Any]]:
     yield from sorted(found, key=lambda record: record['began'])
 
 
-def states(root: Path = CHECKOUT, in_container: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """Records with ``state``: running, done, failed or cut off.
+def states(
+    root: Path = CHECKOUT, in_container: dict[str, str] | None = None, silent: str = 'cut off'
+) -> list[dict[str, Any]]:
+    """Records with ``state``: running, done, failed, cut off or unknown.
 
     Args:
         in_container: name -> state, as `alive` says in the container; None: none runs, so no job does in it.
+        silent: state of a job in a container of which that tells nothing.
     """
     here, found = place(), []
     for record in records(root):
@@ -137,7 +179,7 @@ def states(root: Path = CHECKOUT, in_container: dict[str, str] | None = None) ->
         elif record['place'] == here:
             state = 'running' if process_start(record['pid']) == record['start'] else 'cut off'
         else:
-            state = (in_container or {}).get(record['name'], 'cut off')
+            state = (in_container or {}).get(record['name'], silent)
         found.append({**record, 'state': state})
     return found
 
@@ -147,14 +189,25 @@ def told(jobs: list[dict[str, Any]], root: Path = CHECKOUT, ended: int = 3) -> s
     lines = []
     last = [job for job in jobs if job['state'] in ('done', 'failed')][-ended:]
     for number, job in enumerate(jobs):
-        again = any(work_dir(later['command']) == work_dir(job['command']) for later in jobs[number + 1 :])
-        if job['state'] == 'cut off' and not again:
+        if job['state'] == 'cut off' and not any(_goes_on(later, job, root) for later in jobs[number + 1 :]):
             lines += [f'  {job["name"]}  cut off; go on with:', f'      {resume_command(job["command"], root)}']
+        elif job['state'] == 'unknown':
+            lines.append(f'  {job["name"]}  unknown: the container does not answer; see make logs JOB={job["name"]}')
         elif job['state'] == 'running':
             lines.append(f'  {job["name"]}  running (pid {job["pid"]}); follow it: make logs JOB={job["name"]}')
         elif job in last:
             lines.append(f'  {job["name"]}  {how_it_ended(job)}')
     return '\n'.join(['Jobs:', *lines] if lines else [])
+
+
+def _goes_on(later: dict[str, Any], job: dict[str, Any], root: Path) -> bool:
+    """Whether the later job took this one up: the same folder, and it did not fail before its first checkpoint."""
+    if work_dir(later['command']) != work_dir(job['command']):
+        return False
+    if later['state'] != 'failed':
+        return True  # it runs, is done, or is itself cut off and listed with the same way on
+    checkpoint = root / work_dir(later['command']) / 'latest.pth'
+    return checkpoint.exists() and checkpoint.stat().st_mtime > later['began']
 
 
 def how_it_ended(job: dict[str, Any]) -> str:

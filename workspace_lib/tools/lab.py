@@ -70,7 +70,7 @@ class Lab:
                 return self.url(state)
             print(why, flush=True)
             token = self.token(create=True)
-            state = self._start(chosen, find_port())
+            state = self._start(chosen, find_port(), device)
             try:
                 self._wait(state, token, seconds)
             except BaseException:  # Ctrl-C too: leave nothing half-started behind
@@ -109,12 +109,16 @@ class Lab:
 
     def running(self) -> dict[str, Any] | None:
         """The state (pid, port, device, since) of the server if that very process is alive."""
+        state = self.noted()
+        return state if state and process_start(state['pid']) == state['start'] else None
+
+    def noted(self) -> dict[str, Any] | None:
+        """The state of the last server that was not stopped by us: it runs, or it crashed, or the machine did."""
         try:
             state = json.loads(self.state_file.read_text())
-            alive = process_start(state['pid']) == state['start']
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or spoilt
+            return state if {'pid', 'start', 'port', 'device'} <= set(state) else None
+        except (FileNotFoundError, ValueError, TypeError):  # none, or spoilt
             return None
-        return state if alive else None
 
     def token(self, create: bool = False) -> str:
         """Read the token, after making it (once, mode 0600) if asked to.
@@ -134,7 +138,7 @@ class Lab:
 
     # --- the process ------------------------------------------------------------------------------
 
-    def _start(self, device: str, port: int) -> dict[str, Any]:
+    def _start(self, device: str, port: int, asked: str) -> dict[str, Any]:
         if self.log_file.exists():
             self.log_file.replace(self.log_file.with_suffix('.log.1'))
         self.runtime.mkdir(mode=0o700, exist_ok=True)
@@ -146,7 +150,7 @@ class Lab:
         finally:
             os.close(log)
         state = {'pid': process.pid, 'start': process_start(process.pid), 'port': port, 'device': device,
-                 'since': time.time()}
+                 'asked': asked, 'since': time.time()}
         write_private(self.state_file, json.dumps(state))
         process.returncode = 0  # it outlives us: no "subprocess is still running" when this object goes
         return state

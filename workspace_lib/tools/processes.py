@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 
 def process_start(pid: int) -> str | None:
@@ -52,6 +53,21 @@ def end_processes(processes: dict[int, str], how: signal.Signals, seconds: float
             return False
         time.sleep(0.05)
     return True
+
+
+def run_within(words: list[str], seconds: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """As ``subprocess.run(text=True)``, but the limit (or Ctrl-C) also ends what the command started.
+
+    ``docker compose`` is a child of ``docker``: it would outlive it, and hold the pipes that we read from.
+    """
+    with subprocess.Popen(words, text=True, stdin=subprocess.DEVNULL, start_new_session=True, **options) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def write_private(file: Path, text: str) -> None:
