@@ -109,6 +109,9 @@ class TestRunning:
         with pytest.raises(LabError, match='make down'):
             running[0].up(device='gpu')
 
+    def test_what_was_asked_for_is_noted_for_a_restart(self, running):
+        assert running[0].noted()['asked'] == 'cpu' and running[0].noted()['port'] == running[0].running()['port']
+
     def test_taken_port_means_the_next_one(self, running):
         assert find_port() != running[0].running()['port']
 

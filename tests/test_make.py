@@ -78,7 +78,8 @@ def installed(host, tmp_path):
     (clone / '.venv' / 'bin' / 'python').symlink_to(sys.executable)
     (clone / 'scripts' / 'make_venv.sh').write_text('#!/bin/sh\n')
     workspace = clone / '.venv' / 'bin' / 'workspace'
-    workspace.write_text('#!/bin/sh\necho "$@"\ncase $2 in wrong*) exit 2;; long*) while [ -e go ]; do sleep 0.1; done;; esac\n')
+    workspace.write_text('#!/bin/sh\necho "$@"\ncase $2 in\nwrong*) exit 2;;\n'
+                         'long*) while [ -e go ]; do sleep 0.1; done;;\nesac\n')
     workspace.chmod(0o755)
     (clone / 'go').touch()
     (tmp_path / 'bin' / 'sleep').symlink_to(shutil.which('sleep'))

@@ -38,6 +38,7 @@ INPUTS = (
     'pyproject.toml',
 )
 START_SECONDS = 180
+ALIVE = ('running', 'paused')  # states of a container in which jobs may be
 ANSWER_SECONDS = 30  # for what a healthy container says at once
 PORT_COMMENT = (
     'Port of JupyterLab on this machine, on 127.0.0.1 alone. The first make up kept the one that it was given or found '
@@ -304,7 +305,7 @@ class Stack:
             LaneError: it did not start, and what this call had started is removed; or it runs, with jobs in it that a
                 change of the settings or of the image would end.
         """
-        before = self.inspect('{{.Id}}') if self.state() == 'running' else ''
+        before = self.inspect('{{.Id}}') if self.state() in ALIVE else ''
         shape = self.shape()
         keep = self._keep_for_jobs(shape) if before else []
         words = self.compose('up', '--detach', '--no-build', '--wait', *keep, self.service)
@@ -410,7 +411,7 @@ class Stack:
 
     def job_states(self) -> list[dict[str, Any]]:
         """Every job of the checkout; one in a container that runs but does not tell of it is ``unknown``."""
-        if self.state() not in ('running', 'paused'):
+        if self.state() not in ALIVE:
             return jobs.states(self.root)
         words = self.exec_words('python', '-m', 'workspace_lib.tools.jobs', 'alive', captured=True)
         try:

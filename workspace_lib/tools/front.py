@@ -96,7 +96,7 @@ class Front:
 
     def restart(self) -> int:
         """Down, then up in the same lane, device and port, but for what is asked for; with no lab up here, just up."""
-        noted, server = self.noted(), Lab(self.root).noted()
+        noted, server = self.noted(), Lab(self.root).noted() or {}
         if not noted:
             return self.up()
         self.down()
@@ -104,7 +104,7 @@ class Front:
             return self.up()
         device = noted[1] if self.device == 'auto' else self.device
         if noted[0] == 'local':
-            os.environ.setdefault('JUPYTER_PORT', str(server['port']) if server else '')
+            os.environ.setdefault('JUPYTER_PORT', str(server['port']))
             return self._local_up(device, 'as before')
         self.engine, self.device = 'docker', device
         return self.up()
