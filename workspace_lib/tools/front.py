@@ -326,8 +326,8 @@ class Front:
         """For DEVICE at its word: an image, or wheels for a host without a network, are made without a GPU, too."""
         facts = Facts(self.host, str(self.root))
         if facts.docker.error:
-            error = facts.docker.error
-            raise LaneError(f'Docker does not answer: {error}\n{mend(error)}make doctor says more.')
+            error = facts.docker.error.strip()  # the client tells of itself first
+            raise LaneError(f'Docker does not answer: {error.splitlines()[-1]}\n{mend(error)}make doctor says more.')
         device = self.device if self.device != 'auto' else 'gpu' if facts.gpu_on_bus else 'cpu'
         return Stack(self.root, device, self.host)
 
