@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,3 +171,12 @@ def test_the_filters_name_their_source():
 def test_no_name_is_not_borrowed(monkeypatch):
     monkeypatch.setattr(borrow.importlib, 'import_module', lambda name: pytest.fail(f'imports {name}'))
     assert DATASETS.get('') is None
+
+
+@pytest.mark.parametrize('table, name', [('MODELS', 'ResNet'), ('DATASETS', 'CIFAR10'), ('PIPELINES', 'RandomFlip'),
+                                         ('SAMPLERS', 'RepeatAugSampler'), ('HOOKS', 'EMAHook')])
+def test_a_name_of_ours_is_ours_whatever_has_been_imported_so_far(table, name):
+    code = f'from workspace_lib.registry import {table} as table; print(table.get({name!r}).__module__)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])
+    assert done.stdout.startswith('workspace_lib.'), done.stdout + done.stderr

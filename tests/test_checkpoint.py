@@ -360,8 +360,16 @@ def test_strict_raises_what_is_logged_otherwise(file):
 def test_a_checkpoint_of_another_model_names_both_sides(file):
     lenet = nn.Sequential(nn.Conv2d(1, 6, 5), nn.Linear(6, 10))
     with pytest.raises(RuntimeError, match=r'(?s)of another model: it has 0 of 4 tensors.*in the file: backbone\.0'
-                                           r'.*in the model: 0\.weight.*revise_keys'):
+                                           r'.*in the model: 0\.weight.*use the config that it was') as info:
         load_checkpoint(lenet, file)
+    assert 'prefix' not in str(info.value)
+
+
+def test_where_only_a_prefix_differs_it_is_said():
+    model = nn.Sequential(nn.Conv2d(1, 6, 5), nn.Linear(6, 10))
+    weights = {f'backbone.{name}': value for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match='a prefix of the names differs: load_checkpoint puts that right'):
+        load_state_dict(model, weights)
 
 
 def test_a_name_shared_by_chance_does_not_make_it_the_same_model():

@@ -82,13 +82,17 @@ def _revised(name: str, rules: Sequence[tuple[str, str]]) -> str:
     return name
 
 
+def _fitting(weights: dict[str, Any], own: dict[str, Any]) -> int:
+    return sum(k in own and own[k].shape == getattr(v, 'shape', None) for k, v in weights.items())
+
+
 def _best_reading(weights: dict[str, Any], own: dict[str, Any], prefix: str,
                   filename: str | os.PathLike) -> tuple[str, dict[str, Any]]:
     """What was done to the names, and the result: the first that fits half of the model, or whichever fits most."""
     best: tuple[int, str, dict[str, Any]] | None = None
     for how, named in _readings(weights, own):
         part = _under(named, prefix) if prefix else named
-        fitting = sum(k in own and own[k].shape == getattr(v, 'shape', None) for k, v in part.items())
+        fitting = _fitting(part, own)
         if part and (best is None or fitting > best[0]):
             best = fitting, how, part
         if 2 * fitting >= len(own):
@@ -163,8 +167,7 @@ def load_state_dict(module: nn.Module, state_dict: dict[str, Any], strict: bool 
         raise RuntimeError('\n  '.join([
             f'{source} is a checkpoint of another model: it has {fitting} of {len(own)} tensors', *shapes[:3],
             f'names in the file: {some(state_dict)}', f'names in the model: {some(own)}',
-            *_whose(state_dict, source), 'use the config that it was trained with; where only the names differ, '
-            "load_checkpoint(..., revise_keys=[(r'^', 'backbone.')])"]))
+            *_whose(state_dict, source), *_prefix_hint(state_dict, own), 'use the config that it was trained with']))
     lists = {'with another shape': shapes, 'missing': missing, 'unexpected': unexpected}
     report = '\n  '.join([f"{source} has {fitting} of the model's {len(own)} tensors",
                           *(f'{len(names)} {what}: {some(names)}' for what, names in lists.items() if names),
@@ -181,6 +184,11 @@ def _whose(state_dict: dict[str, Any], source: str | os.PathLike) -> list[str]:
     hints = [f'the names are those of {found[1]} ({found[0]})' + (
         '; to rename them: workspace convert FILE OUT --to mmcls' if found[1] != 'mmcls' else '')] if found else []
     return [*hints, *([f'it was published with the config {config} of mmclassification'] if config else [])]
+
+
+def _prefix_hint(state_dict: dict[str, Any], own: dict[str, Any]) -> list[str]:
+    fitting = max((_fitting(named, own) for _, named in _aligned(state_dict, own)), default=0)
+    return ['a prefix of the names differs: load_checkpoint puts that right by itself'] if 2 * fitting > len(own) else []
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

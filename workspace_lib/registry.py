@@ -6,6 +6,7 @@ In: a config dict with a `type`. Out: the object; `trace_builds()` shows what wa
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import logging
 import sys
@@ -30,18 +31,20 @@ class Registry:
         build_func: called as `build_func(cfg, registry=self)`; default the parent's, else `build_from_cfg`.
         parent: the registry through which sibling packages find this one, as in `type='mmdet.ResNet'`.
         scope: the prefix that names this table; default the package that constructs it.
+        home: the module whose import fills the table, imported before a name counts as missing: what a config means
+            must not depend on what has been imported so far.
         lender: a table of another package, as `mmcls.models.builder:MODELS`, that is asked for names not in this one.
     """
 
     def __init__(self, name: str, build_func: Callable[..., Any] | None = None, parent: Registry | None = None,
-                 scope: str | None = None, lender: str | None = None) -> None:
+                 scope: str | None = None, home: str | None = None, lender: str | None = None) -> None:
         caller = sys._getframe(1).f_globals.get('__name__', '__main__')
         self.name = name
         self.scope = caller.split('.')[0] if scope is None else scope
         self.parent = parent
         self.children: dict[str, Registry] = {}
         self.module_dict: dict[str, Callable[..., Any]] = {}
-        self.lender = lender
+        self.home, self.lender = home, lender
         self.borrowed: dict[str, Callable[..., Any]] = {}
         self._imports: dict[str, list[Line]] = {}
         inherited = build_from_cfg if parent is None else parent.build_func
@@ -82,7 +85,13 @@ class Registry:
         A parent is searched only for a `scope.Name`.
         """
         registry, name = self._home(key)
-        return None if registry is None else registry.module_dict.get(name) or registry._borrow(name)
+        return None if registry is None else registry._own(name) or registry._borrow(name)
+
+    def _own(self, name: str) -> Callable[..., Any] | None:
+        if name not in self.module_dict and self.home is not None:
+            home, self.home = self.home, None  # once; and what it builds while it is imported finds what is there
+            importlib.import_module(home)
+        return self.module_dict.get(name)
 
     def _borrow(self, name: str) -> Callable[..., Any] | None:
         if self.lender is None or not name or name in self.borrowed:
@@ -235,12 +244,13 @@ def _defined_again(old: Any, new: Any) -> bool:
     return same and old is not new and '<locals>' not in new.__qualname__
 
 
-MODELS = Registry('models', scope='mmcls', lender='mmcls.models.builder:MODELS')
+MODELS = Registry('models', scope='mmcls', home='workspace_lib.models', lender='mmcls.models.builder:MODELS')
 BACKBONES = NECKS = HEADS = LOSSES = CLASSIFIERS = MODELS
-DATASETS = Registry('dataset', scope='mmcls', lender='mmcls.datasets.builder:DATASETS')
-PIPELINES = Registry('pipeline', scope='mmcls', lender='mmcls.datasets.builder:PIPELINES')
-SAMPLERS = Registry('sampler', scope='mmcls', lender='mmcls.datasets.builder:SAMPLERS')
-HOOKS = Registry('hook', scope='mmcls', lender='mmcv.runner:HOOKS')
-RUNNERS = Registry('runner', scope='mmcls')
+DATASETS = Registry('dataset', scope='mmcls', home='workspace_lib.datasets', lender='mmcls.datasets.builder:DATASETS')
+PIPELINES = Registry('pipeline', scope='mmcls', home='workspace_lib.datasets',
+                     lender='mmcls.datasets.builder:PIPELINES')
+SAMPLERS = Registry('sampler', scope='mmcls', home='workspace_lib.datasets', lender='mmcls.datasets.builder:SAMPLERS')
+HOOKS = Registry('hook', scope='mmcls', home='workspace_lib.apis', lender='mmcv.runner:HOOKS')
+RUNNERS = Registry('runner', scope='mmcls', home='workspace_lib.apis')
 OPTIMIZERS = Registry('optimizer', scope='mmcls')
 OPTIMIZER_BUILDERS = Registry('optimizer builder', scope='mmcls')

@@ -20,6 +20,10 @@ def test_the_records_are_of_all_280_recipes():
     if records is None:
         pytest.skip('no sweep is committed: make test-compat, then tests/compat/table.py')
     assert len(records['recipes']) == 280
+    assert not [name for name, status in records['recipes'].items() if status == 'failed']
+    native = {name.partition('/')[0] for name, status in records['recipes'].items() if status == 'native'}
+    assert native == {'convnext', 'csra', 'deit', 'fp16', 'lenet', 'mobilenet_v2', 'resnest', 'resnet', 'resnext',
+                      'seresnet', 'vgg', 'vision_transformer', 'wrn'}
 
 
 def test_a_row_counts_each_kind_apart():

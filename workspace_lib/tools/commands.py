@@ -30,7 +30,8 @@ from ..apis import (
 )
 from ..checkpoint import read_checkpoint, write_atomically
 from ..config import Config, where
-from ..datasets import build_dataset
+from ..datasets import MultiLabelDataset, build_dataset
+from ..datasets.wrappers import leaves
 from ..device import Precision, select_device
 from ..log_hooks import get_root_logger
 from ..models import build_classifier
@@ -80,8 +81,11 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
         seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
     _start_folder(cfg, name, runner.timestamp)
     run_training(runner, loaders, cfg)
-    logger.info('done; test it with: workspace test %s %s --metrics accuracy',
-                cfg.filename if isinstance(config, Config) else config, Path(cfg.work_dir) / 'latest.pth')
+    several_labels = isinstance(leaves(datasets[0])[0], MultiLabelDataset)
+    metrics = (cfg.get('evaluation') or {}).get('metric') or ('mAP' if several_labels else 'accuracy')
+    logger.info('done; test it with: workspace test %s %s --metrics %s',
+                cfg.filename if isinstance(config, Config) else config, Path(cfg.work_dir) / 'latest.pth',
+                metrics if isinstance(metrics, str) else ' '.join(metrics))
     return runner
 
 
