@@ -122,3 +122,13 @@ def test_a_path_that_cannot_be_written_is_found_first(weights, capsys):
     for output, said in (('model.pt', '.onnx'), ('/nowhere/model.onnx', 'does not exist')):
         assert main(['export', DIGITS, weights, '--output', output]) == 1
         assert said in capsys.readouterr().err
+
+
+def test_images_of_another_size_than_the_file_are_resized(tmp_path):
+    torch.manual_seed(0)
+    model = init_model('resnet/resnet50_8xb32_in1k.py', None, 'cpu', {
+        'model.backbone.depth': 18, 'model.backbone.base_channels': 8, 'model.head.in_channels': 64})
+    path = export_onnx(model, tmp_path / 'small.onnx', shape=(3, 64, 64))
+    image = np.random.default_rng(0).integers(0, 256, (300, 280, 3), dtype=np.uint8)
+    found = verify_onnx(model, path, [image], shape=(3, 64, 64))
+    assert [c.fails for c in found] == [False] * 3

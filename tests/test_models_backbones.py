@@ -16,7 +16,7 @@ from workspace_lib.models import build_backbone, build_classifier
 from workspace_lib.models import layers as layers_module
 from workspace_lib.models.backbones.mobilenet_v2 import InvertedResidual
 from workspace_lib.models.backbones.resnet_blocks import BasicBlock, Bottleneck, make_downsample
-from workspace_lib.models.backbones.seresnet import SEBottleneck, SELayer
+from workspace_lib.models.backbones.seresnet import SEBottleneck, SELayer, SEResNeXt
 from workspace_lib.models.init import truncated_normal
 from workspace_lib.models.layers import BN, ConvModule, LayerNorm2d, drop_path_rates, make_divisible
 
@@ -412,3 +412,9 @@ class Started(nn.Module):
 
     def forward(self, x: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return x
+
+
+def test_seresnext_heeds_its_squeeze_ratio():
+    with torch.device('meta'):
+        block = SEResNeXt(depth=50, se_ratio=8).layer1[0]
+    assert block.se_layer.conv1.conv.out_channels == 256 // 8

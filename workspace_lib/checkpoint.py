@@ -188,7 +188,7 @@ def _whose(state_dict: dict[str, Any], source: str | os.PathLike) -> list[str]:
 
 def _prefix_hint(state_dict: dict[str, Any], own: dict[str, Any]) -> list[str]:
     fitting = max((_fitting(named, own) for _, named in _aligned(state_dict, own)), default=0)
-    return ['a prefix of the names differs: load_checkpoint puts that right by itself'] if 2 * fitting > len(own) else []
+    return ['a prefix of the names differs: load_checkpoint puts that right by itself'] * (2 * fitting > len(own))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

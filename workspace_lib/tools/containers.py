@@ -18,7 +18,7 @@ from typing import Any
 
 from . import dotenv, jobs
 from .doctor.base_image import arch_list, choose_base_image
-from .doctor.facts import Facts
+from .doctor.facts import Facts, version_number
 from .doctor.host import Host
 from .lab import Lab, find_port, get
 from .lanes import LaneError, mend
@@ -245,7 +245,17 @@ class Stack:
     def wheelhouse(self) -> None:
         self._docker_build('wheelhouse', '--output', f'type=local,dest={self.root / "docker" / "wheels"}')
 
+    def _check_builder(self) -> None:
+        """From 23 on the client builds through a plugin, which Ubuntu's docker.io does not bring."""
+        client = self.host.run('docker', 'version', '--format', '{{.Client.Version}}')
+        if version_number(client.text) >= (23,) and not self.host.run('docker', 'buildx', 'version').ok:
+            raise LaneError(
+                f'Docker {client.text} builds images with its plugin buildx, which is not here: sudo apt-get install '
+                '-y docker-buildx-plugin (docker-buildx beside docker.io)'
+            )
+
     def _docker_build(self, target: str, *words: str) -> None:
+        self._check_builder()
         settings = {**self.settings, **os.environ}
         args = {
             'BASE_IMAGE': self.base_image(),

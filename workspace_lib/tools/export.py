@@ -104,7 +104,8 @@ def verify_onnx(model: Any, path: str | Path, images: Sequence[Any] = (),
     A file for one size of batch gets batches of that.
 
     Args:
-        images: files, or uint8 BGR arrays (H, W, 3); each goes through the model's test pipeline.
+        images: files, or uint8 BGR arrays (H, W, 3); each goes through the model's test pipeline, and is resized where
+            `shape` is another than the pipeline's.
     """
     _needs('onnxruntime')
     import onnxruntime
@@ -114,7 +115,8 @@ def verify_onnx(model: Any, path: str | Path, images: Sequence[Any] = (),
     batches = (fixed,) if isinstance(fixed, int) else (1, 3)
     inputs = [(f'noise, batch of {n}', torch.randn(n, *size)) for n in batches]
     inputs += [(Path(image).name if isinstance(image, str | Path) else f'image {i}',
-                prepare_image(model, image)['img'].repeat(batches[0], 1, 1, 1)) for i, image in enumerate(images)]
+                _sized(prepare_image(model, image)['img'], size).repeat(batches[0], 1, 1, 1))
+               for i, image in enumerate(images)]
     found = []
     for name, img in inputs:
         with torch.no_grad():
@@ -123,6 +125,10 @@ def verify_onnx(model: Any, path: str | Path, images: Sequence[Any] = (),
         found.append(Comparison(name, len(img), float(np.abs(ours - theirs).max()),
                                 bool((ours.argmax(1) == theirs.argmax(1)).all())))
     return found
+
+
+def _sized(img: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return img if img.shape[1:] == torch.Size(size) else torch.nn.functional.interpolate(img, tuple(size[-2:]))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .doctor.facts import Facts
+from .doctor.base_image import choose_base_image
+from .doctor.facts import Facts, version_number
 from .doctor.symptoms import recognise
 
+# The oldest of each that serve; make doctor demands the same.
+ENGINE, COMPOSE = (20, 10), (2,)
 WAY_ON = 'The way on without the GPU: make up DEVICE=cpu'
 LOOK = 'make doctor says more.'
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    return '.'.join(map(str, version))
 
 
 class LaneError(Exception):
@@ -53,7 +60,12 @@ def choose_lane(
             f'Docker is installed, but does not answer: {_first_line(facts.docker.error)}\n'
             f'{mend(facts.docker.error)}{LOOK} The way on without Docker: make up ENGINE=local'
         )
-    if not facts.compose_version.ok:
+    if facts.docker.version and version_number(facts.docker.version) < ENGINE:
+        raise LaneError(
+            f'Docker Engine {facts.docker.version} is too old: {dotted(ENGINE)} or newer is needed. Bring it with: '
+            'scripts/setup_ubuntu.sh docker; or go on without Docker: make up ENGINE=local'
+        )
+    if not facts.compose_version.ok or version_number(facts.compose_version.text.lstrip('v')) < COMPOSE:
         raise LaneError(
             'Docker is here, but Docker Compose 2 is not: sudo apt-get install -y docker-compose-plugin '
             '(or docker-compose-v2). The way on without it: make up ENGINE=local'
@@ -89,6 +101,11 @@ def _with_gpu(facts: Facts, no_image: Callable[[str], str]) -> Lane:
         said = 'could not select device driver "nvidia" with capabilities: [[gpu]]'
         raise LaneError(
             f'this host has an NVIDIA GPU, but Docker cannot hand it over: {said}\n{mend(said)}{LOOK} {WAY_ON}'
+        )
+    choice = choose_base_image(facts.driver)
+    if choice.image is None and not facts.settings.get('BASE_IMAGE'):
+        raise LaneError(
+            f'no base image serves this host: {choice.reason}. One of your own: BASE_IMAGE in .env. {WAY_ON}'
         )
     problem = no_image('gpu')
     if problem:

@@ -33,9 +33,15 @@ def _keys(facts: Facts, lane: str) -> Iterator[str]:
         return
     from .. import dotenv  # these stand on this package
     from ..containers import Stack, person
+    from ..lab import LabError
     root, file = Path(facts.root), Path(facts.path('.env'))
     uid, gid, _ = person(facts.host, root)
-    for key in dotenv.add_missing(file, Stack(root, lane, facts.host).wanted_settings(uid, gid)):
+    try:
+        wanted = Stack(root, lane, facts.host).wanted_settings(uid, gid)
+    except LabError as error:  # a port that is taken or no port, say: what the findings are about
+        yield f'.env: not written: {error}'
+        return
+    for key in dotenv.add_missing(file, wanted):
         yield f'.env: {key}={dotenv.read(file)[key]}'
     _give_back(facts, str(file))
 
