@@ -562,6 +562,86 @@ def test_verify_names_a_missing_and_an_extra_file(tree):
     assert verify_tree(tree, workers=1, progress=False) == sorted(expected)
 
 
+def told(tree: Path) -> list[str]:
+    return verify_tree(tree, workers=1, progress=False)
+
+
+@pytest.mark.parametrize('archives_given', [True, False])
+@pytest.mark.parametrize('name', ['meta/val.txt', 'train_short24.pack/index.npy', 'train_short24.pack/about.json'])
+def test_a_later_run_never_declares_damage_to_be_right(made, tree, name, archives_given):
+    before = (tree / name).read_bytes()
+    flip(tree / name, -2)
+    if name.startswith('meta') and archives_given:  # it is written anew, and is as it was
+        prepare(made, tree)
+        assert (tree / name).read_bytes() == before and told(tree) == []
+        return
+    message = refused(made if archives_given else (None, None), tree, Status.DIFFERENT, long=30)
+    assert f'changed: {tree / name}' in message
+    assert not (tree / 'train_long30').exists(), 'hours of work before it is said'
+    assert told(tree) == [f'changed: {tree / name}']
+
+
+@pytest.mark.parametrize('name', ['index.npy', 'about.json'])
+def test_a_raw_map_that_was_damaged_before_its_manifest_is_not_taken(made, tmp_path, monkeypatch, name):
+    tree = tmp_path / 'tree'
+    with monkeypatch.context() as patched:
+        patched.setattr('workspace_lib.tools.prepare.plan.write_manifest', lambda *args: {})
+        prepare(made, tree, subset='2', short=24, pack=True)
+    flip(tree / 'train_short24.pack' / name)
+    assert f'{name} has changed since it was made' in refused(made, tree, Status.DIFFERENT, subset='2', short=24,
+                                                              pack=True)
+    shutil.rmtree(tree / 'train_short24.pack')
+    prepare(made, tree, subset='2', short=24, pack=True)
+    assert told(tree) == []
+
+
+def test_a_copy_that_lost_a_class_is_not_forgotten_by_a_later_run(made, tree):
+    shutil.rmtree(tree / 'train_short24' / mini.wnids()[3])
+    prepare(made, tree)
+    assert told(tree) == [f'missing: {tree}/train_short24/{mini.wnids()[3]}/{name}' for name in sorted(
+        mini.images_of(3))]
+
+
+def test_an_extra_file_in_meta_stays_extra(made, tree):
+    (tree / 'meta/mine.txt').write_text('mine')
+    prepare(made, tree)
+    assert told(tree) == [f'extra: {tree}/meta/mine.txt']
+
+
+def test_what_an_earlier_run_had_besides_stays_in_the_manifest(tmp_path):
+    (tmp_path / 'kaggle').mkdir()
+    facts = mini.make_kaggle(tmp_path / 'kaggle')
+    prepare((tmp_path / 'kaggle', facts), tmp_path / 'tree', test=True)
+    manifest = prepare((tmp_path / 'kaggle', facts), tmp_path / 'tree')
+    assert 'test' in manifest['parts'] and 'test.txt' in manifest['meta'] and told(tmp_path / 'tree') == []
+
+
+def test_a_copy_has_its_name_only_when_all_of_it_is_there(made, tmp_path):
+    tree = tmp_path / 'tree'
+    prepare(made, tree)
+    refused(made, tree, Status.FAILED, short=24, disk=Failing(errno.EIO, 45))
+    assert not (tree / 'train_short24').exists()
+    done = [*(tree / '.prepare/work/copies/train_short24').iterdir()]
+    assert 2 < len(done) < 20
+    times = {path.name: path.stat().st_ino for path in done}
+    prepare(made, tree, short=24)  # goes on with the classes that are missing
+    assert times.items() <= {path.name: path.stat().st_ino for path in (tree / 'train_short24').iterdir()}.items()
+    assert told(tree) == [] and not (tree / '.prepare/work').exists()
+
+
+def test_verify_names_a_copy_that_no_finished_run_made(made, tmp_path, monkeypatch):
+    tree = tmp_path / 'tree'
+    prepare(made, tree)
+    with monkeypatch.context() as patched:
+        patched.setattr('workspace_lib.tools.prepare.plan.write_manifest', lambda *args: {})
+        prepare(made, tree, short=24)
+    shutil.rmtree(tree / 'train_short24' / mini.wnids()[3])
+    assert told(tree) == [f'extra: {tree}/train_short24 (no finished run made it; run again with the options of that '
+                          'copy)']
+    prepare(made, tree, short=24)
+    assert told(tree) == []
+
+
 def test_verify_of_an_unfinished_tree_says_so(tmp_path):
     with pytest.raises(PrepareError, match='not finished') as caught:
         verify_tree(tmp_path, workers=1)

@@ -251,7 +251,7 @@ MUTANTS: dict[str, tuple[Any, Callable, list[tuple[str, str]], str]] = {
 def broken(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     module, function, changes, _ = MUTANTS[request.param]
     if function is engine.is_done:  # which does harm only where folders are filled in their place
-        monkeypatch.setattr(engine.Tree, 'unfinished', lambda self, unit: self.dest / unit)
+        monkeypatch.setattr(engine.Tree, 'unfinished', engine.Tree.folder)
         monkeypatch.setattr(engine, 'build', mutant(engine.build, (
             '    disk.rename(folder, tree.folder(unit.name))\n', '')))
     monkeypatch.setattr(module, function.__name__, mutant(function, *changes))

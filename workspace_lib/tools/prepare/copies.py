@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .disk import Disk
-from .engine import Entry, Job, Tree, Unit, Writer, as_json, read_listing
+from .engine import Entry, Job, Tree, Unit, Writer, as_json, files_below, read_listing
 from .errors import PrepareError, Status
 from .pool import Meter
 
@@ -97,9 +97,15 @@ class Packed:
         if not folder.exists():
             return False
         entries = [entry for unit in self.found for entry in _record(self.job.tree, self._record_name(unit))]
-        size = sum(entry.size for entry in entries)
-        if len(entries) < len(self.found) or (folder / 'pixels.bin').stat().st_size != size:
+        files = {entry.name: entry for entry in _record(self.job.tree, self.name)}
+        sizes = {name: entry.size for name, entry in files.items()} | {'pixels.bin': sum(e.size for e in entries)}
+        there = files_below(folder)
+        if len(entries) < len(self.found) or not files or sizes != {name: there.get(name) for name in sizes}:
             raise PrepareError(f'{folder} is not what this tool made; move it away and run again', Status.DIFFERENT)
+        for name, entry in files.items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != entry.digest:
+                raise PrepareError(f'{folder / name} has changed since it was made; remove {folder}, and run again to '
+                                   'have it made anew', Status.DIFFERENT)
         return True
 
     def make(self) -> None:
@@ -155,11 +161,15 @@ class Packed:
         disk.remove(records)  # of an unfinished pack that is gone
         disk.make_folder(records)
         disk.allocate(self.folder / 'pixels.bin', _bytes(index))
-        about = {'format': 1, 'pixels': 'pixels.bin: uint8, BGR, (height, width, 3) at offset', 'size': str(self.size)}
-        disk.write(self.folder / 'about.json', [as_json(about)])
-        disk.sync(self.folder)
+        about = as_json({'format': 1, 'pixels': 'pixels.bin: uint8, BGR, (height, width, 3) at offset',
+                         'size': str(self.size)})
         content = io.BytesIO()
         np.save(content, index, allow_pickle=False)
+        files = {'about.json': about, path.name: content.getvalue()}
+        disk.replace(self.job.tree.listing(self.name), [
+            str(Entry(hashlib.sha256(data).hexdigest(), len(data), name)).encode() for name, data in files.items()])
+        disk.write(self.folder / 'about.json', [about])
+        disk.sync(self.folder)
         disk.replace(path, [content.getvalue()])
 
 

@@ -22,6 +22,7 @@ from .disk import Disk
 from .errors import PrepareError, Status
 from .pool import Meter, Pool
 
+COPIES = 'copies'  # in the work folder; kept by every run until one is finished
 LOCK_PATIENCE = 3.0  # seconds: the workers of a run that was killed end a moment after it
 
 
@@ -30,6 +31,7 @@ class Tree:
     """Where things lie below the target folder."""
 
     dest: Path
+    place: Path | None = None  # where folders are put instead, until they are whole
 
     @property
     def state(self) -> Path:
@@ -39,8 +41,17 @@ class Tree:
     def work(self) -> Path:
         return self.state / 'work'
 
+    @property
+    def aside(self) -> Tree:
+        """Copies in the making: a folder that others train from has all of its classes or is not there."""
+        return Tree(self.dest, self.work / COPIES)
+
+    def of_copy(self, copy: str) -> Tree:
+        """Where the units of a copy belong."""
+        return self if self.folder(copy).exists() else self.aside
+
     def folder(self, unit: str) -> Path:
-        return self.dest / unit
+        return (self.place or self.dest) / unit
 
     def listing(self, unit: str) -> Path:
         return self.state / 'units' / f'{unit}.txt'
@@ -197,7 +208,7 @@ class Job:
 
     def __init__(self, dest: Path, options: dict[str, Any], workers: int, disk: Disk, show_progress: bool = True,
                  keep: Sequence[str] = (), say: Callable[[str], object] = print) -> None:
-        self.tree, self.options, self.disk, self.say, self._keep = Tree(dest), options, disk, say, keep
+        self.tree, self.options, self.disk, self.say, self._keep = Tree(dest), options, disk, say, (COPIES, *keep)
         self.pool = Pool(workers, show_progress)
         self._lock = -1
 
@@ -246,30 +257,47 @@ class Job:
             raise PrepareError(f'the file system of {self.tree.dest} has {inodes:,} inodes left for {files:,} files '
                                '(df -i); no number of free gigabytes helps. Use another file system', Status.SPACE)
 
-    def pending(self, units: Iterable[Unit]) -> list[Unit]:
+    def pending(self, units: Iterable[Unit], tree: Tree | None = None) -> list[Unit]:
         units = list(units)
-        done = self.pool.run(_is_done, [(self.tree, unit.name) for unit in units])
+        done = self.pool.run(_is_done, [(tree or self.tree, unit.name) for unit in units])
         return [unit for unit, is_there in zip(units, done, strict=True) if not is_there]
 
-    def build(self, units: Sequence[Unit], title: str, count_files: bool = False) -> None:
+    def build(self, units: Sequence[Unit], title: str, count_files: bool = False, tree: Tree | None = None) -> None:
         """Make all `units`, of which none is there, in parallel; the bar counts bytes, or files."""
         if not units:
             return
+        tree = tree or self.tree
         for unit in units:
-            for path in (self.tree.folder(unit.name), self.tree.listing(unit.name), self.tree.unfinished(unit.name)):
+            for path in (tree.folder(unit.name), tree.listing(unit.name), tree.unfinished(unit.name)):
                 self.disk.make_folder(path.parent)
         self.remember_options()
         total = sum(unit.files if count_files else unit.size for unit in units)
-        self.pool.run(_build, [(unit, self.tree, self.disk, count_files) for unit in units], title, total,
+        self.pool.run(_build, [(unit, tree, self.disk, count_files) for unit in units], title, total,
                       ' images' if count_files else 'B')
 
     def remember_options(self) -> None:
         if not (self.tree.state / 'options.json').exists():
             self.replace(self.tree.state / 'options.json', [as_json(self.options)])
 
-    def replace(self, path: Path, chunks: Iterable[bytes]) -> None:
+    def build_copy(self, units: Sequence[Unit], copy: str) -> None:
+        """Make what a copy lacks; one that is new has its name once all of it is there."""
+        tree = self.tree.of_copy(copy)
+        self.build(self.pending(units, tree), copy, count_files=True, tree=tree)
+        if tree != self.tree:
+            self.disk.rename(tree.folder(copy), self.tree.folder(copy))
+            self.disk.sync_folder(self.tree.dest)
+
+    def replace(self, path: Path, chunks: Iterable[bytes]) -> str:
+        """Write a small file whole or not at all; returns the SHA-256 of what was written."""
+        digest = hashlib.sha256()
+
+        def summed() -> Iterator[bytes]:
+            for chunk in chunks:
+                digest.update(chunk)
+                yield chunk
         self.disk.make_folder(path.parent)
-        self.disk.replace(path, chunks)
+        self.disk.replace(path, summed())
+        return digest.hexdigest()
 
 
 def as_json(value: Any) -> bytes:

@@ -113,8 +113,9 @@ def fill_flat(writer: Writer, images: Tar | Folder) -> None:
         writer.add(name.removeprefix('test/'), [read()])
 
 
-def write_meta(job: Job, truth: Truth, subset: Subset, val_layout: str, test: bool) -> dict[str, int]:
-    """`meta/*.txt`; returns how many lines each has, of those that list images."""
+def write_meta(job: Job, truth: Truth, subset: Subset, val_layout: str,
+               test: bool) -> tuple[dict[str, int], dict[str, str]]:
+    """`meta/*.txt`; returns how many lines each has, of those that list images, and the SHA-256 of each."""
     meta, tree = job.tree.dest / 'meta', job.tree
     counts = dict.fromkeys(['train.txt', 'val.txt'] + ['test.txt'] * test, 0)
 
@@ -127,14 +128,14 @@ def write_meta(job: Job, truth: Truth, subset: Subset, val_layout: str, test: bo
     train = (f'{wnid}/{entry.name} {label}\n' for label, wnid in enumerate(chosen)
              for entry in read_listing(tree.listing(f'train/{wnid}')))
     val = (f'{val_path(number, truth, val_layout)} {truth.val[number - 1]}\n' for number in chosen_val(truth, subset))
-    job.replace(meta / 'train.txt', count('train.txt', train))
-    job.replace(meta / 'val.txt', count('val.txt', val))
+    digests = {'train.txt': job.replace(meta / 'train.txt', count('train.txt', train)),
+               'val.txt': job.replace(meta / 'val.txt', count('val.txt', val))}
     if test:
-        job.replace(meta / 'test.txt', count('test.txt', (
+        digests['test.txt'] = job.replace(meta / 'test.txt', count('test.txt', (
             f'{entry.name}\n' for entry in read_listing(tree.listing('test')))))
-    job.replace(meta / 'classes.txt', [f'{wnid} {words}\n'.encode() for wnid, words in zip(
-        truth.wnids, truth.words, strict=True)])
-    return counts
+    digests['classes.txt'] = job.replace(meta / 'classes.txt', [
+        f'{wnid} {words}\n'.encode() for wnid, words in zip(truth.wnids, truth.words, strict=True)])
+    return counts, digests
 
 
 def check_counts(counts: dict[str, int], facts: ImageNetFacts, subset: Subset) -> None:

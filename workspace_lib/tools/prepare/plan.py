@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .archives import Archive, Folder, is_known
 from .copies import Packed, originals, resized
 from .engine import Job, Unit
-from .errors import PrepareError
 from .estimate import ASSUMED_RATE, MARGIN, TYPICAL, archive_lines, bytes_text, read_rate, sample, time_text
-from .verify import read_manifest, write_manifest
+from .verify import Earlier, write_manifest
 
 if TYPE_CHECKING:
     from .images import Size
@@ -82,15 +81,21 @@ class Plan:
         say('space      enough. Nothing was written: --dry-run')
         return {}
 
-    def finish(self, archives: dict[str, Any]) -> dict[str, Any]:
-        """Make the copies, then the manifest, which says that all is there."""
+    def finish(self, archives: dict[str, Any], meta: dict[str, str] | None = None) -> dict[str, Any]:
+        """Make the copies, then the manifest, which says that all is there.
+
+        Args:
+            meta: SHA-256 of each file in `meta`, as it was written.
+        """
         job, made = self.job, [unit.name for unit in self.units]
+        earlier = Earlier.of(job.tree, meta or {})
+        earlier.check(job.tree)
         packs: dict[str, list[str]] = {}
         found = originals(made, self.part)
         for size, seen in self.samples.items():
             name = f'{self.part}_{size}'
             copies = resized(job.tree, found, name, size, seen.jpeg * MARGIN, job.pool.workers)
-            job.build(job.pending(copies), name, count_files=True)
+            job.build_copy(copies, name)
             made += [unit.name for unit in copies]
             if self.pack:
                 packed = Packed(job, found, f'{name}.pack', size)
@@ -99,17 +104,4 @@ class Plan:
                 packs[packed.name] = packed.records
         job.remember_options()
         job.disk.remove(job.tree.work)
-        _keep_earlier(job, made, packs)
-        return write_manifest(job, made, packs, {'archives': archives})
-
-
-def _keep_earlier(job: Job, units: list[str], packs: dict[str, list[str]]) -> None:
-    """Copies of earlier runs stay in the manifest for as long as their folders are there."""
-    try:
-        before = read_manifest(job.tree.dest)
-    except PrepareError:
-        return
-    units += [name for name in before['units'] if name not in units and job.tree.folder(name).exists()]
-    for name, about in before['packs'].items():
-        if job.tree.folder(name).exists():
-            packs.setdefault(name, list(about['records']))
+        return write_manifest(job, made, packs, earlier, {'archives': archives})

@@ -117,9 +117,9 @@ def prepare_imagenet(archives: PathLike | None, dest: PathLike, *, val_layout: s
             plan.check_room()
             imagenet.check_source(job, source, test, plan.pending)
             job.build(plan.pending, 'images')
-            counts = imagenet.write_meta(job, plan.truth, chosen, val_layout, test)
+            counts, meta = imagenet.write_meta(job, plan.truth, chosen, val_layout, test)
             imagenet.check_counts(counts, facts, chosen)
-            manifest = plan.finish(described(wanted))
+            manifest = plan.finish(described(wanted), meta)
         for path in wanted if remove_archives else ():
             path.unlink(missing_ok=True)
     return manifest
@@ -138,7 +138,7 @@ def add_copies(job: Job, sizes: Sequence[Size], pack: bool, dry_run: bool) -> di
             raise PrepareError(f'{job.tree.dest} lacks {some(unit.name for unit in plan.pending)}; give ARCHIVES, and '
                                'they are made', Status.DIFFERENT)
         plan.check_room()
-        return plan.finish(before['archives'])
+        return plan.finish(before['archives'], before['meta'])
 
 
 def gone(writer: Writer) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,71 @@ from .pool import Meter, Pool
 
 BLOCK = 1 << 20
 MANIFEST = 'meta/manifest.json'
-PACK_FILES = ('about.json', 'index.npy')  # besides pixels.bin
 
 
-def write_manifest(job: Job, units: Iterable[str], packs: dict[str, list[str]],
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier manifest says of copies that this run does not make, and the files of `meta`."""
+
+    units: dict[str, Any]
+    packs: dict[str, Any]
+    meta: dict[str, str]
+
+    @classmethod
+    def of(cls, tree: Tree, meta: dict[str, str]) -> Earlier:
+        """A copy is forgotten once all of its folders are gone: of one that lost some, `--verify` misses those."""
+        before = read_manifest(tree.dest) if (tree.dest / MANIFEST).exists() else {'units': {}, 'packs': {}, 'meta': {}}
+        parts = {unit.split('/')[0] for unit in before['units'] if tree.folder(unit).exists()}
+        return cls({unit: about for unit, about in before['units'].items() if unit.split('/')[0] in parts},
+                   {pack: about for pack, about in before['packs'].items() if tree.folder(pack).exists()},
+                   {**{name: digest for name, digest in before['meta'].items() if Path(name).stem in parts}, **meta})
+
+    def check(self, tree: Tree) -> None:
+        """Raise if one of the small files is no longer what it was when it was made."""
+        found = [line for name, digest in self.meta.items() for line in _check_file(tree.dest / 'meta' / name, digest)]
+        if found:
+            raise PrepareError(f'{"; ".join(found)}. Give ARCHIVES, and what this run was to have in meta is written '
+                               'anew', Status.DIFFERENT)
+        found = [line for pack, about in self.packs.items() for line in _check_pack(tree, pack, about)]
+        if found:
+            raise PrepareError(f'{"; ".join(found)}. --verify lists all that differs; remove the folder of that copy, '
+                               'and run again with its options to have it made anew', Status.DIFFERENT)
+
+
+def write_manifest(job: Job, units: Iterable[str], packs: dict[str, list[str]], earlier: Earlier,
                    facts: dict[str, Any]) -> dict[str, Any]:
     """What the tree holds, as `meta/manifest.json`, the last file to be written.
+
+    Sums are those that were taken when a file was made, never those of what lies there now.
 
     Args:
         units: names of the units that are there.
         packs: records of each raw map.
+        earlier: what is there besides.
         facts: what else the manifest says.
     """
     tree, parts = job.tree, dict[str, dict[str, int]]()
-    listings = {}
-    for unit in sorted(units):
+    listings = {**earlier.units, **{unit: _described(tree, unit) for unit in units}}
+    for unit, about in sorted(listings.items()):
         part = parts.setdefault(unit.split('/')[0], {'units': 0, 'images': 0, 'bytes': 0})
-        entries = read_listing(tree.listing(unit))
-        for key, amount in (('units', 1), ('images', len(entries)), ('bytes', sum(entry.size for entry in entries))):
+        for key, amount in (('units', 1), ('images', about['images']), ('bytes', about['bytes'])):
             part[key] += amount
-        listings[unit] = {'images': len(entries), 'bytes': sum(entry.size for entry in entries),
-                          'sha256': _digest_of(tree.listing(unit))}
-    texts = sorted(path for path in (tree.dest / 'meta').glob('*.txt')) if (tree.dest / 'meta').exists() else []
-    manifest = {
-        **facts, 'format': 1, 'options': job.options, 'parts': parts, 'units': listings,
-        'meta': {path.name: _digest_of(path) for path in texts},
-        'packs': {pack: {'files': {name: _digest_of(tree.folder(pack) / name) for name in PACK_FILES},
-                         'records': {name: _digest_of(tree.listing(name)) for name in names}}
-                  for pack, names in sorted(packs.items())}}
+    maps = {pack: {'files': {entry.name: entry.digest for entry in read_listing(tree.listing(pack))},
+                   'records': {name: _digest_of(tree.listing(name)) for name in names}}
+            for pack, names in packs.items()}
+    manifest = {**facts, 'format': 1, 'options': job.options, 'parts': parts, 'units': listings, 'meta': earlier.meta,
+                'packs': {**earlier.packs, **maps}}
     content = as_json(manifest)
     path = tree.dest / MANIFEST
     if not path.exists() or path.read_bytes() != content:
         job.replace(path, [content])
     return manifest
+
+
+def _described(tree: Tree, unit: str) -> dict[str, Any]:
+    entries = read_listing(tree.listing(unit))
+    return {'images': len(entries), 'bytes': sum(entry.size for entry in entries),
+            'sha256': _digest_of(tree.listing(unit))}
 
 
 def read_manifest(dest: Path) -> dict[str, Any]:
@@ -71,8 +104,7 @@ def verify(dest: Path, pool: Pool) -> list[str]:
         tasks = [(tree, pack, name, digest) for name, digest in about['records'].items()]
         regions = pool.run(_check_region, tasks, f'verify {pack}', _size_of(tree.folder(pack) / 'pixels.bin'))
         found += [line for lines in regions for line in lines]
-        found += [line for name, digest in about['files'].items()
-                  for line in _check_file(tree.folder(pack) / name, digest)]
+        found += _check_pack(tree, pack, about)
     for name, digest in manifest['meta'].items():
         found += _check_file(dest / 'meta' / name, digest)
     return sorted([*found, *_extra(tree, manifest)])
@@ -86,6 +118,11 @@ def _check_file(path: Path, digest: str) -> list[str]:
     if not path.is_file():
         return [f'missing: {path}']
     return [] if _digest_of(path) == digest else [f'changed: {path}']
+
+
+def _check_pack(tree: Tree, pack: str, about: dict[str, Any]) -> list[str]:
+    """Its files but for the pixels."""
+    return [line for name, digest in about['files'].items() for line in _check_file(tree.folder(pack) / name, digest)]
 
 
 def _check_unit(meter: Meter, tree: Tree, unit: str, digest: str) -> list[str]:
@@ -128,14 +165,17 @@ def _digest_of(path: Path, meter: Meter | None = None, start: int = 0, size: int
 
 
 def _extra(tree: Tree, manifest: dict[str, Any]) -> Iterator[str]:
-    """What lies beside the units of a part, in a pack, or in `meta`."""
+    """What lies beside the units of a part, in a pack, or in `meta`; and what a run made that did not end."""
+    made = {path.name.removesuffix('.txt') for path in (tree.state / 'units').glob('*')}
+    yield from (f'extra: {tree.folder(part)} (no finished run made it; run again with the options of that copy)'
+                for part in made - {*manifest['parts'], *manifest['packs']} if tree.folder(part).exists())
     for part in manifest['parts']:
         units = {unit.split('/')[1] for unit in manifest['units'] if unit.startswith(f'{part}/')}
         if units and tree.folder(part).is_dir():
             yield from (f'extra: {tree.folder(part) / name}' for name in {*os.listdir(tree.folder(part))} - units)
     for pack in manifest['packs']:
         if tree.folder(pack).is_dir():
-            known = {*PACK_FILES, 'pixels.bin'}
+            known = {*manifest['packs'][pack]['files'], 'pixels.bin'}
             yield from (f'extra: {tree.folder(pack) / name}' for name in {*os.listdir(tree.folder(pack))} - known)
     if manifest['meta'] and (tree.dest / 'meta').is_dir():
         known = {*manifest['meta'], Path(MANIFEST).name}
