@@ -164,6 +164,44 @@ def test_archives_are_kept_unless_told_otherwise(archives, tmp_path):
     assert verify_tree(tmp_path / 'tree', workers=1, progress=False) == []
 
 
+def test_archives_of_a_trial_are_never_deleted(archives, tmp_path):
+    before = mini.tree_of(archives[0])
+    assert 'of which --subset leaves only a part' in refused(archives, tmp_path / 'tree', Status.USAGE, subset='2',
+                                                             remove_archives=True)
+    assert mini.tree_of(archives[0]) == before and not (tmp_path / 'tree').exists()
+
+
+def test_kaggles_folders_are_not_deleted_and_that_is_said(tmp_path):
+    (tmp_path / 'kaggle').mkdir()
+    facts = mini.make_kaggle(tmp_path / 'kaggle')
+    assert 'yours to delete' in refused((tmp_path / 'kaggle', facts), tmp_path / 'tree', Status.USAGE,
+                                        remove_archives=True)
+    assert not (tmp_path / 'tree').exists()
+
+
+def test_a_run_killed_between_two_deletions_is_ended_by_the_next(archives, tmp_path):
+    folder, facts = archives
+    tree = tmp_path / 'tree'
+    manifest = prepare(archives, tree)
+    (folder / facts.devkit.name).unlink()
+    assert 'lacks ILSVRC2012_devkit' in refused(archives, tmp_path / 'new', Status.ARCHIVE, remove_archives=True)
+    assert 'lacks ILSVRC2012_devkit' in refused(archives, tree, Status.ARCHIVE)
+    assert prepare(archives, tree, remove_archives=True, dry_run=True) == {}
+    assert (folder / facts.train.name).exists()
+    assert prepare(archives, tree, remove_archives=True) == manifest
+    assert mini.tree_of(folder) == {}
+    assert prepare(archives, tree, remove_archives=True) == manifest  # and once more
+
+
+def test_a_file_that_is_not_the_archive_is_not_deleted(archives, tmp_path):
+    folder, facts = archives
+    prepare(archives, tmp_path / 'tree')
+    (folder / facts.devkit.name).unlink()
+    os.truncate(folder / facts.train.name, 1000)
+    assert 'incomplete' in refused(archives, tmp_path / 'tree', Status.ARCHIVE, remove_archives=True)
+    assert {path.name for path in folder.iterdir()} == {facts.train.name, facts.val.name}
+
+
 def test_copies_are_not_made_of_an_unfinished_tree(made, tmp_path):
     assert 'not finished' in refused((None, None), tmp_path / 'tree', Status.DIFFERENT, short=24)
     prepare(made, tmp_path / 'tree', subset='2')

@@ -155,8 +155,8 @@ class Packed:
     def _begin(self, path: Path, index: np.ndarray) -> None:
         import numpy as np
         disk, records = self.job.disk, self.job.tree.state / 'units' / self.name
-        self.job.check_space(_bytes(index), 0)
         disk.remove(self.folder)
+        self.job.check_space(_bytes(index), 0)
         disk.make_folder(self.folder)
         disk.remove(records)  # of an unfinished pack that is gone
         disk.make_folder(records)

@@ -90,6 +90,14 @@ class Disk:
         stat = os.statvfs(path)
         return stat.f_bavail * stat.f_frsize, stat.f_favail if stat.f_files else None
 
+    def taken(self, path: Path) -> int:
+        """Bytes that a file holds on the disk; 0 if it is not there."""
+        return path.stat().st_blocks * 512 if path.exists() else 0
+
+    def device(self, path: Path) -> int:
+        """Which file system a path is on."""
+        return path.stat().st_dev
+
     def block_size(self, path: Path) -> int:
         return os.statvfs(path).f_frsize
 

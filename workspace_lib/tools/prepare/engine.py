@@ -152,6 +152,11 @@ def files_below(folder: Path) -> dict[str, int]:
     return found
 
 
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def some(names: Iterable[str], limit: int = 5) -> str:
     """The first few, and how many more."""
     names = list(names)
@@ -244,17 +249,18 @@ class Job:
             if left_by_a_kill.name not in self._keep:
                 self.disk.remove(left_by_a_kill)
 
-    def check_space(self, size: int, files: int) -> None:
-        """Raise unless so many bytes in so many files fit."""
-        place = next(path for path in (self.tree.dest, *self.tree.dest.absolute().parents) if path.exists())
+    def check_space(self, size: int, files: int, target: Path | None = None) -> None:
+        """Raise unless so many bytes in so many files fit where `target`, the tree by default, is or will be."""
+        target = target or self.tree.dest
+        place = existing(target)
         free, inodes = self.disk.free(place)
         need = size + files * self.disk.block_size(place)  # a file wastes half a block; folders, listings
         if need > free:
-            raise PrepareError(f'{self.tree.dest} has {free / 1e9:,.2f} GB free, and {need / 1e9:,.2f} GB are still to '
+            raise PrepareError(f'{target} has {free / 1e9:,.2f} GB free, and {need / 1e9:,.2f} GB are still to '
                                f'be written; {(need - free) / 1e9:,.2f} GB too few. Free some, mount a larger disk '
                                '(DATASET_DIR), or try --subset', Status.SPACE)
         if inodes is not None and files > inodes:
-            raise PrepareError(f'the file system of {self.tree.dest} has {inodes:,} inodes left for {files:,} files '
+            raise PrepareError(f'the file system of {target} has {inodes:,} inodes left for {files:,} files '
                                '(df -i); no number of free gigabytes helps. Use another file system', Status.SPACE)
 
     def pending(self, units: Iterable[Unit], tree: Tree | None = None) -> list[Unit]:

@@ -4,20 +4,51 @@ In: units, sizes of copies. Out: a check of the space, lines for a person, a fin
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .archives import Archive, Folder, is_known
-from .copies import Packed, originals, resized
-from .engine import Job, Unit
-from .estimate import ASSUMED_RATE, MARGIN, TYPICAL, archive_lines, bytes_text, read_rate, sample, time_text
+from .coco import part_of
+from .copies import Packed, copy_name, originals, resized
+from .engine import Job, Unit, existing
+from .estimate import (
+    ASSUMED_RATE,
+    MARGIN,
+    TYPICAL,
+    Sample,
+    archive_lines,
+    bytes_text,
+    read_rate,
+    sample,
+    time_text,
+)
 from .verify import Earlier, write_manifest
 
 if TYPE_CHECKING:
     from .images import Size
 
 MD5_RATE = 500e6  # bytes a second of one core
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes, files and seconds of one core."""
+
+    size: float
+    files: int
+    seconds: float
+
+
+def missing(archives: Iterable[tuple[Path, Archive]]) -> dict[Path, int]:
+    """Bytes that are still to be downloaded to each folder."""
+    found: dict[Path, int] = {}
+    for path, archive in archives:
+        if not path.exists():
+            have = part_of(path).stat().st_size if part_of(path).exists() else 0
+            found[path.parent] = found.get(path.parent, 0) + max(0, (archive.size or 0) - have)
+    return found
 
 
 class Plan:
@@ -38,24 +69,38 @@ class Plan:
         sources = there[:8] or sources
         self.samples = {size: job.pool.aside(sample, sources, size) if sources else TYPICAL for size in sizes}
 
-    def originals_size(self) -> int:
-        return sum(unit.size for unit in self.units if unit.name.split('/')[0] == self.part)
-
-    def copies(self) -> dict[str, tuple[float, float]]:
-        """Bytes and core-seconds of each copy that is not there, about."""
-        total, found = self.originals_size(), {}
+    def copies(self) -> dict[str, Cost]:
+        """What each copy that is not all there still takes, about."""
+        tree, found = self.job.tree, {}
+        originals = [unit for unit in self.units if unit.name.split('/')[0] == self.part]
         for size, seen in self.samples.items():
-            found[f'{self.part}_{size}'] = total * seen.jpeg * MARGIN, total * seen.jpeg_seconds
+            name = f'{self.part}_{size}'
+            left = [unit for unit in originals if not tree.of_copy(name).folder(copy_name(unit.name, name)).exists()]
+            amount = sum(unit.size for unit in left)
+            found[name] = Cost(amount * seen.jpeg * MARGIN, sum(unit.files for unit in left), amount * seen.jpeg_seconds)
             if self.pack:
-                found[f'{self.part}_{size}.pack'] = total * seen.raw * MARGIN, total * seen.raw_seconds
-        return {name: cost for name, cost in found.items() if not self.job.tree.folder(name).exists()}
+                found[f'{name}.pack'] = self._pack_cost(f'{name}.pack', sum(unit.size for unit in originals), seen)
+        return {name: cost for name, cost in found.items() if cost.seconds}
 
-    def check_room(self, more: int = 0) -> None:
-        copies = self.copies()
-        size = sum(unit.size for unit in self.pending) + more + sum(cost for cost, _ in copies.values())
-        of_part = sum(unit.files for unit in self.units if unit.name.split('/')[0] == self.part)
-        self.job.check_space(round(size), sum(unit.files for unit in self.pending) + of_part * len(
-            [name for name in copies if not name.endswith('.pack')]))
+    def _pack_cost(self, name: str, amount: int, seen: Sample) -> Cost:
+        tree, work = self.job.tree, self.job.tree.unfinished(name)
+        if tree.folder(name).exists():
+            return Cost(0, 0, 0)
+        # The index comes after the pixels' blocks; without it they will be given back.
+        more = 0 if (work / 'index.npy').exists() else amount * seen.raw * MARGIN - self.job.disk.taken(
+            work / 'pixels.bin')
+        return Cost(max(0, more), 0, amount * seen.raw_seconds)
+
+    def check_room(self, archives: Iterable[tuple[Path, Archive]] = ()) -> None:
+        """Raise unless all that is missing fits; of `archives` what is still to be downloaded, on their own disk."""
+        job, copies = self.job, self.copies().values()
+        size = sum(unit.size for unit in self.pending) + sum(cost.size for cost in copies)
+        for folder, more in missing(archives).items():
+            if job.disk.device(existing(folder)) == job.disk.device(existing(job.tree.dest)):
+                size += more
+            else:
+                job.check_space(more, 0, folder)
+        job.check_space(round(size), sum(unit.files for unit in [*self.pending, *copies]))
 
     def describe(self, archives: dict[Path, Archive]) -> dict[str, Any]:
         """Say what the run would do, and do nothing."""
@@ -67,17 +112,17 @@ class Plan:
         size, files = (sum(values) for values in ([u.size for u in self.pending], [u.files for u in self.pending]))
         say(f'to write   {self.job.tree.dest}: about {bytes_text(size)} in {files:,} files; '
             f'{len(self.units) - len(self.pending):,} of {len(self.units):,} units are there')
-        for name, (amount, _) in self.copies().items():
-            say(f'copy       {name}: about {bytes_text(amount)}')
+        for name, cost in self.copies().items():
+            say(f'copy       {name}: about {bytes_text(cost.size)}')
         measured = read_rate(sorted(there, key=lambda path: -path.stat().st_size))
         rate = measured or ASSUMED_RATE
         to_sum = max((archive.size or 0 for path, archive in archives.items() if path not in known), default=0)
         times = [('MD5', to_sum / min(rate, MD5_RATE)), ('images', size / rate),
-                 *((name, seconds / workers) for name, (_, seconds) in self.copies().items())]
+                 *((name, cost.seconds / workers) for name, cost in self.copies().items())]
         say('time       about ' + ', '.join(f'{name} {time_text(seconds)}' for name, seconds in times) +
             f', with {workers} processes on a disk of {bytes_text(rate)}/s ' +
             ('(as fast as the archives are read)' if measured else '(assumed), downloads not counted'))
-        self.check_room(sum(archive.size or 0 for path, archive in archives.items() if not path.exists()))
+        self.check_room(archives.items())
         say('space      enough. Nothing was written: --dry-run')
         return {}
 

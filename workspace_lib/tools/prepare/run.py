@@ -16,8 +16,8 @@ from .errors import PrepareError, Status, system_errors
 from .imagenet import Subset
 from .plan import Plan
 from .pool import Pool
-from .sources import ImageNetFacts, find_source, read_truth
-from .verify import read_manifest, verify
+from .sources import ImageNetFacts, Official, find_source, read_truth
+from .verify import MANIFEST, read_manifest, verify
 
 if TYPE_CHECKING:
     from .images import Size
@@ -80,7 +80,7 @@ def prepare_imagenet(archives: PathLike | None, dest: PathLike, *, val_layout: s
         val_layout: 'flat', or 'folders': one for each class.
         subset: `10`: the first ten classes; `10x50`: fifty images of each; `x50`: fifty of every class.
         test: the test images as well.
-        remove_archives: afterwards, once everything is written and synced.
+        remove_archives: afterwards, once everything is written and synced; not with a subset, and not Kaggle's folders.
         dry_run: say what would be done, how large it is and how long it takes; returns {}.
         facts: sizes and sums of other archives than the official ones; for tests.
         settings: as `Settings`.
@@ -100,8 +100,18 @@ def prepare_imagenet(archives: PathLike | None, dest: PathLike, *, val_layout: s
         job = setting.job(dest, options, 'train')
         if archives is None:
             return add_copies(job, sizes, setting.pack, dry_run)
+        official = Official(Path(archives).expanduser(), facts).archives(test)
+        if remove_archives and chosen != Subset():
+            raise PrepareError('--remove-archives deletes the whole archives, of which --subset leaves only a part; '
+                               'give one of the two', Status.USAGE)
+        if remove_archives and was_removing(job, official):
+            manifest = add_copies(job, sizes, setting.pack, dry_run)
+            return manifest if dry_run else removed(official, manifest)
         source = find_source(Path(archives).expanduser(), facts, test)
         wanted = source.archives(test)
+        if remove_archives and not wanted:
+            raise PrepareError(f'--remove-archives deletes archives; {archives} holds folders from Kaggle, which are '
+                               'yours to delete', Status.USAGE)
 
         def planned() -> Plan:
             truth = job.pool.aside(read_truth, source)
@@ -120,8 +130,23 @@ def prepare_imagenet(archives: PathLike | None, dest: PathLike, *, val_layout: s
             counts, meta = imagenet.write_meta(job, plan.truth, chosen, val_layout, test)
             imagenet.check_counts(counts, facts, chosen)
             manifest = plan.finish(described(wanted), meta)
-        for path in wanted if remove_archives else ():
-            path.unlink(missing_ok=True)
+        return removed(wanted, manifest) if remove_archives else manifest
+
+
+def was_removing(job: Job, archives: dict[Path, Archive]) -> bool:
+    """Whether the tree is finished and some of its archives are gone: the run before was stopped while it deleted them."""
+    if all(path.is_file() for path in archives) or not (job.tree.dest / MANIFEST).is_file():
+        return False
+    return {path.name for path in archives} <= read_manifest(job.tree.dest)['archives'].keys()
+
+
+def removed(archives: dict[Path, Archive], manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest, and no archives any more. PrepareError where another file has the name of one."""
+    there = [path for path in archives if path.is_file()]
+    for path in there:
+        check_size(path, Archive(**manifest['archives'][path.name]))
+    for path in there:
+        path.unlink()
     return manifest
 
 
@@ -180,8 +205,8 @@ def prepare_coco(dest: PathLike, *, archives: PathLike | None = None, mirror: st
             return planned().describe(wanted)
         with job:
             plan = planned()
+            plan.check_room(wanted.items() if plan.pending else ())
             if plan.pending:
-                plan.check_room(sum(archive.size or 0 for path, archive in wanted.items() if not path.exists()))
                 bring(job, wanted, mirror, setting.progress)
             job.build(plan.pending, 'images')
             job.pool.aside(coco.check_images, job.tree, chosen, facts)
