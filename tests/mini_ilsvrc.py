@@ -1,7 +1,8 @@
 """A miniature ILSVRC2012: real formats and all the oddities, 20 classes, a few kilobytes an archive.
 
-As a program, `python mini_ilsvrc.py FACTS PHASE:N ARGUMENTS...` is the command line of data preparation with the
-miniature's sizes and sums, which is killed at its N-th operation on the disk in that phase (0: never).
+As a program, `python mini_ilsvrc.py FACTS KILL ARGUMENTS...` is the command line of data preparation with the
+miniature's sizes and sums, which is killed at an operation on the disk. KILL is `PHASE:N` (the N-th of a phase),
+`PHASE.NAME:N` (the N-th of that name in it), `:N` (the N-th of all), or 0 (none).
 """
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from workspace_lib.tools.prepare import cli
+from workspace_lib.tools.prepare import cli, download
 from workspace_lib.tools.prepare.archives import Archive
+from workspace_lib.tools.prepare.coco import CocoFacts
 from workspace_lib.tools.prepare.disk import Disk
 from workspace_lib.tools.prepare.sources import ImageNetFacts
 
@@ -88,13 +90,18 @@ def inner_tar(label: int, extra: Iterable[tuple[str, bytes, dict]] = ()) -> byte
 
 
 def make_devkit(path: Path) -> None:
+    write_devkit(path, [(id_of(label), wnid, f'class {label}, kind {label}', len(images_of(label)))
+                        for label, wnid in enumerate(wnids())], [id_of(label) for label in val_labels()])
+
+
+def write_devkit(path: Path, classes: list[tuple[int, str, str, int]], truth: list[int]) -> None:
+    """`classes` as (ID, wnid, words, number of images), and the ID of each val image."""
     import numpy as np
     import scipy.io
     fields = ['ILSVRC2012_ID', 'WNID', 'words', 'gloss', 'num_children', 'children', 'wordnet_height',
               'num_train_images']
-    rows = [(id_of(label), wnid, f'class {label}, kind {label}', f'about {label}', 0, np.zeros(0), 0,
-             len(images_of(label))) for label, wnid in enumerate(wnids())]
-    rows += [(CLASSES + 1 + number, f'n{number:08}', f'group {number}', '', 2, np.array([1, 2]), 1, 0)
+    rows = [(number, wnid, words, f'about {wnid}', 0, np.zeros(0), 0, count) for number, wnid, words, count in classes]
+    rows += [(len(classes) + 1 + number, f'n{number:08}', f'group {number}', '', 2, np.array([1, 2]), 1, 0)
              for number in range(5)]
     rows.sort(key=lambda row: row[0])
     synsets = np.zeros((len(rows), 1), [(field, object) for field in fields])
@@ -102,10 +109,10 @@ def make_devkit(path: Path) -> None:
         synsets[number, 0] = row
     mat = io.BytesIO()
     scipy.io.savemat(mat, {'synsets': synsets})
-    truth = ''.join(f'{id_of(label)}\n' for label in val_labels()).encode()
+    lines = ''.join(f'{number}\n' for number in truth).encode()
     with tarfile.open(path, 'w:gz') as tar:
         add(tar, 'ILSVRC2012_devkit_t12/data/meta.mat', mat.getvalue())
-        add(tar, 'ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt', truth)
+        add(tar, 'ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt', lines)
         add(tar, 'ILSVRC2012_devkit_t12/readme.txt', b'read me')
 
 
@@ -161,13 +168,13 @@ def make_kaggle(folder: Path) -> ImageNetFacts:
     return ImageNetFacts(classes=CLASSES, train_images=count, val_images=CLASSES * VAL_EACH)
 
 
-def facts_text(facts: ImageNetFacts) -> str:
+def facts_text(facts: ImageNetFacts | CocoFacts) -> str:
     return json.dumps(asdict(facts))
 
 
-def facts_from(text: str) -> ImageNetFacts:
-    return ImageNetFacts(**{key: Archive(**value) if isinstance(value, dict) else value
-                            for key, value in json.loads(text).items()})
+def facts_from(text: str) -> Any:
+    found = {key: Archive(**value) if isinstance(value, dict) else value for key, value in json.loads(text).items()}
+    return (ImageNetFacts if 'devkit' in found else CocoFacts)(**found)
 
 
 PHASES = ('checks', 'train', 'val', 'copy', 'map', 'meta', 'manifest')
@@ -197,33 +204,43 @@ def counted(disk: type[Disk]) -> type[Disk]:
 
 @counted
 class KillingDisk(Disk):
-    """Kills the main process before its `at`-th operation of a phase, counted over all processes."""
+    """Kills the main process at its `at`-th operation that belongs to `where`, counted over all processes: before
+    it, and of what is written half is there."""
 
-    def __init__(self, phase: str, at: int, log: str) -> None:
-        self.phase, self.at, self.log, self.main = phase, at, log, os.getpid()
+    def __init__(self, where: str, at: int, log: str) -> None:
+        self.where, self.at, self.log, self.main = where, at, log, os.getpid()
 
     def step(self, name: str, path: Path, *args: Any) -> None:
         with open(self.log, 'a+') as log:
-            print(phase := phase_of(path), file=log, flush=True)
+            print(f'{phase_of(path)}.{name}', file=log, flush=True)
             log.seek(0)
-            fatal = self.at and phase == self.phase and log.read().split().count(phase) >= self.at
+            fatal = self.at and count_of(log.read(), self.where) >= self.at
         if fatal:
-            if name == 'write':  # half a file
+            if name == 'write':
                 data = b''.join(args[0])
                 path.write_bytes(data[:len(data) // 2])
+            elif name == 'write_at':
+                Disk().write_at(path, args[0], bytes(args[1])[:len(args[1]) // 2])
             os.kill(self.main, signal.SIGKILL)
             time.sleep(60)
 
 
+def count_of(log: str, where: str) -> int:
+    """How many of the operations in a log belong to `PHASE`, `PHASE.NAME` or '' (all)."""
+    return sum(where in ('', line, line.partition('.')[0]) for line in log.split())
+
+
 def tree_of(dest: Path) -> dict[str, str | None]:
-    """Every file below with the hash of its content, every folder with None."""
+    """Every file below with the hash of its content, every folder with None; but for the lock, which names a process
+    where that was killed."""
     return {str(path.relative_to(dest)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-            for path in sorted(dest.rglob('*'))}
+            for path in sorted(dest.rglob('*')) if path != dest / '.prepare/lock'}
 
 
 if __name__ == '__main__':
     facts_file, kill, *arguments = sys.argv[1:]
     log_file = facts_file + '.log'
     Path(log_file).unlink(missing_ok=True)
+    download.CHUNK = 1000  # archives of a few kilobytes come in several pieces, too
     sys.exit(cli.main(arguments, facts_from(Path(facts_file).read_text()), KillingDisk(
         kill.partition(':')[0], int(kill.rpartition(':')[2]), log_file)))

@@ -25,6 +25,7 @@ from workspace_lib.datasets import build_dataset
 
 torchvision = pytest.importorskip('torchvision')
 COUNT = 20
+REFUSES = 'http://127.0.0.1:1/'  # nothing listens there
 PROCESSES = 4
 fork = multiprocessing.get_context('fork')
 
@@ -174,6 +175,16 @@ def test_where_nothing_can_be_written_or_fetched_the_error_says_what_goes_where(
     (tmp_path / 'file').write_text('')  # a place below a file can be made by nobody, not even by root
     with pytest.raises(FileNotFoundError, match=f'{name}: {file}.* is not in {tmp_path}/file/data, .*put it there'):
         build_dataset(dict(type=name, data_prefix=str(tmp_path / 'file/data'), pipeline=[]))
+
+
+@pytest.mark.parametrize('name, file', [('MNIST', 'train-images-idx3-ubyte'), ('CIFAR10', 'cifar-10-python.tar.gz')])
+def test_offline_the_error_says_what_goes_where_and_leaves_nothing(tmp_path, monkeypatch, name, file):
+    theirs = getattr(torchvision.datasets, name)
+    monkeypatch.setattr(theirs, *(('mirrors', [REFUSES]) if name == 'MNIST' else ('url', f'{REFUSES}{file}')))
+    with pytest.raises(FileNotFoundError, match=(
+            f'(?s){name}: {file}.* is not in {tmp_path}, and the download failed .*refused.*; put it there by hand')):
+        build_dataset(dict(type=name, data_prefix=str(tmp_path), pipeline=[]))
+    assert {path.name for path in tmp_path.iterdir()} <= {'.download.lock'}
 
 
 def test_files_in_a_folder_that_cannot_be_written_are_read(tmp_path, monkeypatch, server):
