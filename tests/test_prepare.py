@@ -480,6 +480,39 @@ def test_a_file_system_that_does_not_count_inodes_is_fine(made, tmp_path):
     prepare(made, tmp_path / 'tree', disk=Statvfs(10**12, None), subset='1')
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Bytes and files of each check of the room."""
+    found: list[tuple[int, int]] = []
+    monkeypatch.setattr(engine.Job, 'check_space', lambda self, size, files, *place: found.append((size, files)))
+    return found
+
+
+def test_a_half_made_copy_needs_room_for_what_it_lacks(made, tmp_path, asked):
+    tree = tmp_path / 'tree'
+    prepare(made, tree)
+    refused(made, tree, Status.FAILED, short=24, disk=Failing(errno.EIO, 45))
+    (whole_size, whole_files), done = asked[-1], len([*(tree / '.prepare/work/copies/train_short24').iterdir()])
+    prepare(made, tree, short=24)
+    size, files = asked[-1]
+    assert files == whole_files * (20 - done) // 20 > 0
+    assert 0 < size < whole_size * (23 - done) / 20  # classes are of unequal sizes, and samples other pictures
+    prepare(made, tree, short=24)
+    assert asked[-1] == (0, 0)
+
+
+class FailingMap(Disk):
+    def write_at(self, path: Path, offset: int, data: Any) -> None:
+        raise OSError(errno.EIO, 'Input/output error', str(path))
+
+
+def test_a_raw_map_whose_blocks_are_reserved_is_not_counted_again(made, whole, tmp_path):
+    prepare(made, tmp_path / 'tree', short=24)
+    refused(made, tmp_path / 'tree', Status.FAILED, short=24, pack=True, disk=FailingMap())
+    prepare(made, tmp_path / 'tree', short=24, pack=True, disk=Statvfs(0, 0))
+    assert mini.tree_of(tmp_path / 'tree') == mini.tree_of(whole)
+
+
 class Failing(Disk):
     """Raises an error at its `at`-th write."""
 

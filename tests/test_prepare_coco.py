@@ -19,6 +19,7 @@ import pytest
 from workspace_lib.tools.prepare import PrepareError, Status, cli, download, prepare_coco, slim, verify_tree
 from workspace_lib.tools.prepare.archives import Archive
 from workspace_lib.tools.prepare.coco import CocoFacts
+from workspace_lib.tools.prepare.disk import Disk
 
 COUNTS = {'train': 12, 'val': 5}
 CATEGORIES = [(1, 'person'), (3, 'car'), (90, 'toothbrush')]
@@ -268,6 +269,39 @@ def test_a_damaged_member_is_found_by_the_zips_own_sums(server, archives, tmp_pa
     assert 'is damaged' in refused(server, tmp_path / 'coco', Status.ARCHIVE, archives=archives, splits=['val'],
                                    facts=facts_of(server[2], archives))
     assert not (tmp_path / 'coco/val2017').exists()
+
+
+class TwoDisks(Disk):
+    """`archives` is a disk of its own."""
+
+    def __init__(self, archives: int, tree: int) -> None:
+        self.room = {True: archives, False: tree}
+
+    def device(self, path: Path) -> int:
+        return int('archives' in path.parts)
+
+    def free(self, path: Path) -> tuple[int, int | None]:
+        return self.room['archives' in path.parts], None
+
+
+def test_downloads_need_room_on_the_disk_that_they_go_to(server, tmp_path):
+    folder = tmp_path / 'archives'
+    folder.mkdir()
+    total = sum(map(len, server[0].files.values()))
+    message = refused(server, tmp_path / 'coco', Status.SPACE, archives=folder, disk=TwoDisks(total - 1, 10**9))
+    assert message.startswith(f'{folder} has ') and server[0].asked == []
+    name = 'train2017.zip'
+    (folder / f'{name}.part').write_bytes(server[0].files[f'zips/{name}'][:-10])
+    have = len(server[0].files[f'zips/{name}']) - 10
+    assert 'too few' in refused(server, tmp_path / 'coco', Status.SPACE, archives=folder,
+                                disk=TwoDisks(total - have - 1, 10**9))
+    prepare(server, tmp_path / 'coco', archives=folder, disk=TwoDisks(total - have, 10**9))
+
+
+def test_copies_of_a_tree_that_is_there_need_room(server, tmp_path):
+    prepare(server, tmp_path / 'coco')
+    assert 'too few' in refused(server, tmp_path / 'coco', Status.SPACE, short=24, disk=TwoDisks(0, 100))
+    assert not (tmp_path / 'coco/train2017_short24').exists()
 
 
 def test_copies_of_a_flat_split_use_several_threads(server, tmp_path):

@@ -76,8 +76,8 @@ class Plan:
         for size, seen in self.samples.items():
             name = f'{self.part}_{size}'
             left = [unit for unit in originals if not tree.of_copy(name).folder(copy_name(unit.name, name)).exists()]
-            amount = sum(unit.size for unit in left)
-            found[name] = Cost(amount * seen.jpeg * MARGIN, sum(unit.files for unit in left), amount * seen.jpeg_seconds)
+            amount, files = sum(unit.size for unit in left), sum(unit.files for unit in left)
+            found[name] = Cost(amount * seen.jpeg * MARGIN, files, amount * seen.jpeg_seconds)
             if self.pack:
                 found[f'{name}.pack'] = self._pack_cost(f'{name}.pack', sum(unit.size for unit in originals), seen)
         return {name: cost for name, cost in found.items() if cost.seconds}
@@ -100,7 +100,7 @@ class Plan:
                 size += more
             else:
                 job.check_space(more, 0, folder)
-        job.check_space(round(size), sum(unit.files for unit in [*self.pending, *copies]))
+        job.check_space(round(size), sum(unit.files for unit in self.pending) + sum(cost.files for cost in copies))
 
     def describe(self, archives: dict[Path, Archive]) -> dict[str, Any]:
         """Say what the run would do, and do nothing."""

@@ -134,7 +134,7 @@ def prepare_imagenet(archives: PathLike | None, dest: PathLike, *, val_layout: s
 
 
 def was_removing(job: Job, archives: dict[Path, Archive]) -> bool:
-    """Whether the tree is finished and some of its archives are gone: the run before was stopped while it deleted them."""
+    """Whether the tree is finished and some of its archives are gone: a run was stopped while it deleted them."""
     if all(path.is_file() for path in archives) or not (job.tree.dest / MANIFEST).is_file():
         return False
     return {path.name for path in archives} <= read_manifest(job.tree.dest)['archives'].keys()
