@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -446,6 +447,32 @@ def test_an_image_too_few_is_found_by_the_count(made, tmp_path):
     assert not (tmp_path / 'tree/meta/manifest.json').exists()
 
 
+def test_a_download_of_kaggles_that_is_completed_later_is_taken(whole, tmp_path):
+    folder, tree, said = tmp_path / 'kaggle', tmp_path / 'tree', list[str]()
+    folder.mkdir()
+    facts, wnid = mini.make_kaggle(folder), mini.wnids()[5]
+    image = folder / 'ILSVRC/Data/CLS-LOC/train' / wnid / [*mini.images_of(5)][1]
+    data = image.read_bytes()
+    image.unlink()
+    assert f'{folder} is incomplete' in refused((folder, facts), tree, Status.ARCHIVE)
+    others = {path.name: path.stat().st_ino for path in (tree / 'train').iterdir() if path.name != wnid}
+    image.write_bytes(data)
+    prepare((folder, facts), tree, say=said.append)
+    assert f'other files than before in the source, so made anew: train/{wnid}' in said
+    assert mini.tree_of(tree / 'train') == mini.tree_of(whole / 'train')
+    assert others.items() <= {path.name: path.stat().st_ino for path in (tree / 'train').iterdir()}.items()
+
+
+@pytest.mark.parametrize('part', ['train/n01440764/n01440764_5.JPEG', 'val/ILSVRC2012_val_00000033.JPEG'])
+@pytest.mark.parametrize('data', [b'', b'<html>no image</html>'])
+def test_a_file_of_kaggles_that_is_no_image_is_refused(tmp_path, part, data):
+    (tmp_path / 'kaggle').mkdir()
+    facts = mini.make_kaggle(tmp_path / 'kaggle')
+    (tmp_path / 'kaggle/ILSVRC/Data/CLS-LOC' / part).write_bytes(data)
+    message = refused((tmp_path / 'kaggle', facts), tmp_path / 'tree', Status.ARCHIVE)
+    assert f'{part} is no JPEG or PNG file ({len(data)} bytes)' in message
+
+
 def test_a_link_in_kaggles_folders_is_refused(tmp_path):
     folder = tmp_path / 'kaggle'
     folder.mkdir()
@@ -511,6 +538,60 @@ def test_a_raw_map_whose_blocks_are_reserved_is_not_counted_again(made, whole, t
     refused(made, tmp_path / 'tree', Status.FAILED, short=24, pack=True, disk=FailingMap())
     prepare(made, tmp_path / 'tree', short=24, pack=True, disk=Statvfs(0, 0))
     assert mini.tree_of(tmp_path / 'tree') == mini.tree_of(whole)
+
+
+class Watcher(Disk):
+    """Notes which descriptors were open when the first file of a unit was written, and whether that is synced."""
+
+    open: set[int] | None = None
+
+    def write(self, path: Path, chunks: Any) -> None:
+        if path.suffix == '.JPEG':
+            self.note()
+        super().write(path, chunks)
+
+    def write_at(self, path: Path, offset: int, data: Any) -> None:
+        self.note()
+        super().write_at(path, offset, data)
+
+    def note(self) -> None:
+        self.open = self.open or {*map(int, os.listdir('/proc/self/fd'))}
+
+
+def test_errors_of_late_writes_are_told_to_the_unit_that_wrote(made, tmp_path, monkeypatch):
+    from workspace_lib.tools.prepare import disk
+    watcher, early = Watcher(), list[bool]()
+
+    def syncfs(file: int) -> int:
+        if watcher.open:
+            early.append(file in watcher.open)
+        watcher.open = None
+        return 0
+    monkeypatch.setattr(disk, '_libc', SimpleNamespace(syncfs=syncfs))
+    prepare(made, tmp_path / 'tree', subset='2', short=24, pack=True, disk=watcher)
+    assert early == [True] * (2 + 1 + 2 + 2)  # classes, val, classes of the copy, and of the raw map
+
+
+def test_packing_takes_little_memory_however_large_a_class_is(tmp_path):
+    import tracemalloc
+
+    from workspace_lib.tools.prepare import copies
+    data, tree = mini.picture(1, size=(600, 600)), engine.Tree(tmp_path)
+    job = engine.Job(tmp_path, {}, 1, Disk(), show_progress=False, say=lambda line: None)
+    names = [f'n0_{number}.JPEG' for number in range(40)]  # 43 MB of pixels
+
+    def fill(writer: engine.Writer) -> None:
+        for name in names:
+            writer.add(name, [data])
+    with job:
+        job.build([engine.Unit('train/n0', 1, 40, fill)], '')
+        packed = copies.Packed(job, ['train/n0'], 'train_short600.pack', images.Size('short', 600))
+        tracemalloc.start()
+        packed.make()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (tree.folder('train_short600.pack') / 'pixels.bin').stat().st_size == 40 * 600 * 600 * 3
+    assert peak < 12e6
 
 
 class Failing(Disk):

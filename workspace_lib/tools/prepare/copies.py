@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .images import Size
 
-PIECE = 32 << 20
+PIECE = 4 << 20  # bytes that each process gathers before it writes
 
 
 def originals(units: Sequence[str], part: str) -> list[str]:
@@ -116,7 +116,7 @@ class Packed:
                 tasks.append((self.job.tree, self.job.disk, unit, self._record_name(unit),
                               self.folder / 'pixels.bin', index[first:last], self.size,
                               threads_each(self.job.pool.workers, self.found)))
-        self.job.pool.run(_fill_region, tasks, self.name, sum(_bytes(task[5]) for task in tasks))
+        self.job.pool.run(_pack, tasks, self.name, sum(_bytes(task[5]) for task in tasks))
         self.job.disk.sync(self.folder)
         self.job.disk.rename(self.folder, self.job.tree.folder(self.name))
         self.job.disk.sync_folder(self.job.tree.dest)
@@ -194,6 +194,11 @@ def _shapes(meter: Meter, tree: Tree, unit: str, size: Size) -> list[tuple[bytes
     return found
 
 
+def _pack(meter: Meter, tree: Tree, disk: Disk, *region: Any) -> None:
+    with disk.watching(tree.state):
+        _fill_region(meter, tree, disk, *region)
+
+
 def _fill_region(meter: Meter, tree: Tree, disk: Disk, unit: str, record: str, pixels: Path, index: np.ndarray,
                  size: Size, threads: int) -> None:
     """The pictures of one unit into their place, one sync, then the record that they are there."""
@@ -214,7 +219,7 @@ def _fill_region(meter: Meter, tree: Tree, disk: Disk, unit: str, record: str, p
 
 
 def _write_piece(disk: Disk, pixels: Path, at: int, piece: bytearray, digest: Any) -> int:
-    disk.write_at(pixels, at, bytes(piece))
+    disk.write_at(pixels, at, piece)
     digest.update(piece)
     at += len(piece)
     piece.clear()

@@ -7,7 +7,8 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -16,6 +17,19 @@ TEMPORARY = '.tmp'
 
 class Disk:
     """The real thing."""
+
+    _watched: int | None = None
+
+    @contextmanager
+    def watching(self, path: Path) -> Iterator[None]:
+        """Let `sync` within know of all errors since now: Linux tells each of those that have a descriptor open, once,
+        so that one opened later may miss a failed write, of which another process then hears."""
+        self._watched = os.open(path, os.O_RDONLY)
+        try:
+            yield
+        finally:
+            os.close(self._watched)
+            self._watched = None
 
     def make_folder(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -35,7 +49,7 @@ class Disk:
             if size:
                 os.posix_fallocate(file.fileno(), 0, size)
 
-    def write_at(self, path: Path, offset: int, data: bytes | memoryview) -> None:
+    def write_at(self, path: Path, offset: int, data: bytes | bytearray | memoryview) -> None:
         file = os.open(path, os.O_WRONLY)
         try:
             _write_all(file, data, offset)
@@ -47,13 +61,14 @@ class Disk:
 
         One call for the thousand files of a class: an fsync for each would wait for the disk a thousand times.
         """
-        folder = os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDONLY) if self._watched is None else self._watched
         try:
-            if _libc.syncfs(folder) != 0:
+            if _libc.syncfs(file) != 0:
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code), str(path))
         finally:
-            os.close(folder)
+            if file != self._watched:
+                os.close(file)
 
     def sync_folder(self, path: Path) -> None:
         """The names in a folder: what was renamed into it stays there."""
@@ -102,7 +117,7 @@ class Disk:
         return os.statvfs(path).f_frsize
 
 
-def _write_all(file: int, data: bytes | memoryview, offset: int | None = None) -> None:
+def _write_all(file: int, data: bytes | bytearray | memoryview, offset: int | None = None) -> None:
     view = memoryview(data)
     while view:
         count = os.write(file, view) if offset is None else os.pwrite(file, view, offset)

@@ -22,6 +22,7 @@ from .disk import Disk
 from .errors import PrepareError, Status
 from .pool import Meter, Pool
 
+MANIFEST = 'meta/manifest.json'
 COPIES = 'copies'  # in the work folder; kept by every run until one is finished
 LOCK_PATIENCE = 3.0  # seconds: the workers of a run that was killed end a moment after it
 
@@ -281,6 +282,13 @@ class Job:
         self.pool.run(_build, [(unit, tree, self.disk, count_files) for unit in units], title, total,
                       ' images' if count_files else 'B')
 
+    def discard(self, unit: str) -> None:
+        """Take a unit away at once, to be made anew."""
+        aside = self.tree.unfinished(unit)
+        self.disk.make_folder(aside.parent)
+        self.disk.rename(self.tree.folder(unit), aside)
+        self.disk.remove(aside)
+
     def remember_options(self) -> None:
         if not (self.tree.state / 'options.json').exists():
             self.replace(self.tree.state / 'options.json', [as_json(self.options)])
@@ -316,7 +324,8 @@ def _is_done(meter: Meter, tree: Tree, unit: str) -> bool:
 
 def _build(meter: Meter, unit: Unit, tree: Tree, disk: Disk, count_files: bool) -> None:
     try:
-        build(unit, tree, disk, meter, count_files)
+        with disk.watching(tree.state):
+            build(unit, tree, disk, meter, count_files)
     except PrepareError as error:
         raise PrepareError(f'{unit.name}: {error}', error.status) from error
 

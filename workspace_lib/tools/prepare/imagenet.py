@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from .archives import Folder, Tar, check_md5
-from .engine import Job, Unit, Writer, read_listing
+from .engine import MANIFEST, Job, Unit, Writer, read_listing, some
 from .errors import PrepareError, Status
-from .sources import IMAGE_BYTES, TEST_IMAGES, VAL_NAME, ImageNetFacts, Source, Truth
+from .sources import IMAGE_BYTES, TEST_IMAGES, VAL_NAME, Kaggle, Source, Truth
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,21 @@ def fill_flat(writer: Writer, images: Tar | Folder) -> None:
         writer.add(name.removeprefix('test/'), [read()])
 
 
+def discard_changed(job: Job, source: Source, subset: Subset) -> None:
+    """Classes of an unfinished tree whose folder in Kaggle's download has other files by now are made anew."""
+    if not isinstance(source, Kaggle) or (job.tree.dest / MANIFEST).exists():
+        return
+    listing = job.tree.listing
+    changed = [f'train/{wnid}' for wnid, (images, _) in source.train(source.truth()).items()
+               if job.tree.folder(f'train/{wnid}').exists() and listing(f'train/{wnid}').exists()
+               and [name for name, _ in images.images()][:subset.images] != [
+                   entry.name for entry in read_listing(listing(f'train/{wnid}'))]]
+    for unit in changed:
+        job.discard(unit)
+    if changed:
+        job.say(f'other files than before in the source, so made anew: {some(changed)}')
+
+
 def write_meta(job: Job, truth: Truth, subset: Subset, val_layout: str,
                test: bool) -> tuple[dict[str, int], dict[str, str]]:
     """`meta/*.txt`; returns how many lines each has, of those that list images, and the SHA-256 of each."""
@@ -138,13 +153,16 @@ def write_meta(job: Job, truth: Truth, subset: Subset, val_layout: str,
     return counts, digests
 
 
-def check_counts(counts: dict[str, int], facts: ImageNetFacts, subset: Subset) -> None:
+def check_counts(counts: dict[str, int], source: Source, subset: Subset) -> None:
     """The whole data set has as many images as its publisher says."""
+    facts = source.facts
     expected = {'train.txt': facts.train_images, 'val.txt': facts.val_images}
     for name, count in expected.items():
         if subset == Subset() and counts[name] != count:
-            raise PrepareError(f'meta/{name} lists {counts[name]:,} images; ILSVRC2012 has {count:,}. The source is '
-                               'incomplete', Status.ARCHIVE)
+            raise PrepareError(f'meta/{name} lists {counts[name]:,} images; ILSVRC2012 has {count:,}. The source '
+                               f'{source.folder} is incomplete: complete it (Kaggle lists the train images in '
+                               'ILSVRC/ImageSets/CLS-LOC/train_cls.txt), and run the same command again',
+                               Status.ARCHIVE)
 
 
 def check_source(job: Job, source: Source, test: bool, pending: Sequence[Unit]) -> None:

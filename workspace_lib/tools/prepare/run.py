@@ -11,13 +11,13 @@ from . import coco, imagenet
 from .archives import Archive, Zip, check_md5, check_size
 from .coco import CocoFacts
 from .disk import Disk
-from .engine import Job, Unit, Writer, some
+from .engine import MANIFEST, Job, Unit, Writer, some
 from .errors import PrepareError, Status, system_errors
 from .imagenet import Subset
 from .plan import Plan
 from .pool import Pool
 from .sources import ImageNetFacts, Official, find_source, read_truth
-from .verify import MANIFEST, read_manifest, verify
+from .verify import read_manifest, verify
 
 if TYPE_CHECKING:
     from .images import Size
@@ -123,12 +123,13 @@ def prepare_imagenet(archives: PathLike | None, dest: PathLike, *, val_layout: s
             return planned().describe(wanted)
         with job:
             check_md5(job, {path: archive for path, archive in wanted.items() if archive == facts.devkit})
+            imagenet.discard_changed(job, source, chosen)
             plan = planned()
             plan.check_room()
             imagenet.check_source(job, source, test, plan.pending)
             job.build(plan.pending, 'images')
             counts, meta = imagenet.write_meta(job, plan.truth, chosen, val_layout, test)
-            imagenet.check_counts(counts, facts, chosen)
+            imagenet.check_counts(counts, source, chosen)
             manifest = plan.finish(described(wanted), meta)
         return removed(wanted, manifest) if remove_archives else manifest
 

@@ -5,11 +5,13 @@ import csv
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .archives import Archive, Folder, Tar, check_names, check_size, damaged
+from .archives import Archive, Folder, Images, Tar, check_names, check_size, damaged
 from .engine import some
 from .errors import PrepareError, Status
 from .pool import Meter
@@ -129,6 +131,22 @@ class Official:
         return Tar(path), path.stat().st_size
 
 
+class Pictures(Folder):
+    """A folder whose images no published sum covers: each must at least begin like one."""
+
+    def images(self) -> Images:
+        for name, read in super().images():
+            yield name, partial(_picture, self.path / name, read)
+
+
+def _picture(path: Path, read: Callable[[], bytes]) -> bytes:
+    data = read()
+    if not data.startswith((b'\xff\xd8\xff', b'\x89PNG\r\n')):
+        raise PrepareError(f'{path} is no JPEG or PNG file ({len(data):,} bytes); the download is incomplete, fetch '
+                           'that file again', Status.ARCHIVE)
+    return data
+
+
 @dataclass(frozen=True)
 class Kaggle:
     """The unpacked download of Kaggle's `imagenet-object-localization-challenge`."""
@@ -163,19 +181,19 @@ class Kaggle:
         _check_truth(truth, self.facts, solution)
         return truth
 
-    def train(self, truth: Truth) -> dict[str, tuple[Folder, int]]:
+    def train(self, truth: Truth) -> dict[str, tuple[Pictures, int]]:
         """Every class's folder, and its size in bytes, about."""
         folder = self.folder / KAGGLE / 'train'
         found = {path.name for path in folder.iterdir() if not path.name.startswith('.')} if folder.is_dir() else set()
         check_names(found, {*truth.wnids}, f'the class folders of {folder}')
         size = self.facts.train_images // self.facts.classes * IMAGE_BYTES
-        return {wnid: (Folder(folder / wnid), size) for wnid in truth.wnids}
+        return {wnid: (Pictures(folder / wnid), size) for wnid in truth.wnids}
 
-    def val(self) -> tuple[Folder, int]:
-        return Folder(self._part('val')), self.facts.val_images * IMAGE_BYTES * 6 // 5
+    def val(self) -> tuple[Pictures, int]:
+        return Pictures(self._part('val')), self.facts.val_images * IMAGE_BYTES * 6 // 5
 
-    def test(self) -> tuple[Folder, int]:
-        return Folder(self._part('test')), TEST_IMAGES * IMAGE_BYTES * 6 // 5
+    def test(self) -> tuple[Pictures, int]:
+        return Pictures(self._part('test')), TEST_IMAGES * IMAGE_BYTES * 6 // 5
 
     def _part(self, name: str) -> Path:
         folder = self.folder / KAGGLE / name

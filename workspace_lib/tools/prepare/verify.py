@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .engine import Job, Tree, as_json, files_below, read_listing
+from .engine import MANIFEST, Job, Tree, as_json, files_below, read_listing
 from .errors import PrepareError, Status
 from .pool import Meter, Pool
 
 BLOCK = 1 << 20
-MANIFEST = 'meta/manifest.json'
 
 
 @dataclass(frozen=True)
