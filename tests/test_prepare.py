@@ -99,11 +99,11 @@ PUBLISHED = {490: (65, 'n01751748'), 361: (970, 'n09193705'), 171: (230, 'n02105
 
 def test_the_first_val_images_have_their_published_labels(tmp_path):
     """ILSVRC2012_val_00000001 to 4, whose IDs are the first lines of the official ground truth, among all wnids."""
-    from timm.data import ImageNetInfo
-    wnids = sorted(ImageNetInfo('imagenet-1k').label_names())
+    wnids = sorted(pytest.importorskip('timm.data').ImageNetInfo('imagenet-1k').label_names())
     ids = [number for number in range(1, 1001) if number not in PUBLISHED]
     others = [wnid for wnid in wnids if wnid not in {wnid for _, wnid in PUBLISHED.values()}]
-    classes = {**{number: wnid for number, (_, wnid) in PUBLISHED.items()}, **dict(zip(ids, reversed(others), strict=True))}
+    classes = {**{number: wnid for number, (_, wnid) in PUBLISHED.items()},
+               **dict(zip(ids, reversed(others), strict=True))}
     mini.write_devkit(tmp_path / 'devkit', [(number, wnid, '', 0) for number, wnid in classes.items()],
                       [*PUBLISHED, *ids])
     truth = read_devkit(tmp_path / 'devkit', ImageNetFacts(val_images=1000))
@@ -307,6 +307,60 @@ def test_a_picture_that_cannot_be_read_is_named(made, tmp_path):
     name = [*mini.images_of(2)][1]
     (folder / 'ILSVRC/Data/CLS-LOC/train' / mini.wnids()[2] / name).write_bytes(mini.picture(1)[:700])
     assert name in refused((folder, facts), tmp_path / 'tree', Status.ARCHIVE, short=24)
+
+
+@pytest.mark.parametrize('dry_run', [True, False])
+def test_a_damaged_picture_among_the_samples_is_named(made, tmp_path, dry_run):
+    folder = tmp_path / 'kaggle'
+    folder.mkdir()
+    facts = mini.make_kaggle(folder)
+    path = folder / 'ILSVRC/Data/CLS-LOC/train' / mini.wnids()[0] / [*mini.images_of(0)][2]  # a sample
+    path.write_bytes(mini.picture(1)[:700])
+    message = refused((folder, facts), tmp_path / 'tree', Status.ARCHIVE, short=24, dry_run=dry_run)
+    assert f'{path.name}: the JPEG is truncated' in message and f'{path.parent}' in message
+    assert 'leave the copy out' in message
+    assert not (tmp_path / 'tree/train').exists()
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"a": 1}', '{'])
+def test_damaged_sums_are_taken_anew(archives, tmp_path, content):
+    prepare(archives, tmp_path / 'tree', subset='1')
+    store = tmp_path / 'tree/.prepare/md5.json'
+    before = store.read_text()
+    store.write_text(content)
+    prepare(archives, tmp_path / 'tree', subset='1')
+    assert json.loads(before)[archives[1].devkit.name] == json.loads(store.read_text())[archives[1].devkit.name]
+
+
+@pytest.mark.parametrize('name, content', [('options.json', ''), ('units/train/n01440764.txt', 'mangled\n'),
+                                           ('units/train/n01440764.txt', 'a few words\n')])
+def test_a_damaged_record_is_named_with_the_way_out(made, tmp_path, name, content):
+    prepare(made, tmp_path / 'tree', subset='1')
+    path = tmp_path / 'tree/.prepare' / name
+    path.write_text(content)
+    message = refused(made, tmp_path / 'tree', Status.DIFFERENT, subset='1')
+    assert message.startswith(f'{path} is damaged (') and 'remove it' in message
+    path.unlink()
+    if name != 'options.json':
+        shutil.rmtree(tmp_path / 'tree/train/n01440764')
+    prepare(made, tmp_path / 'tree', subset='1')
+    assert verify_tree(tmp_path / 'tree', workers=1, progress=False) == []
+
+
+@pytest.mark.parametrize('workers', ['-3', '0'])
+def test_a_number_of_workers_that_makes_no_sense_is_refused(made, tree, workers, capsys):
+    for argv in (['imagenet', str(tree), '--verify'], ['imagenet', str(made[0]), str(tree)]):
+        assert cli.main([*argv, '--workers', workers], made[1]) == Status.USAGE
+        assert f'{workers} workers; give 1 or more' in capsys.readouterr().err
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_a_run(tree, tmp_path):
+    dest = tree.rename(tmp_path / '写真')
+    done = subprocess.run([sys.executable, '-m', 'workspace_lib.tools.prepare', 'imagenet', str(dest), '--verify',
+                           '--no-progress'], capture_output=True, cwd=ROOT, env={
+                               **os.environ, 'PYTHONIOENCODING': 'latin-1', 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert b'\\u5199\\u771f: every file is as it was made' in done.stdout
 
 
 def test_a_pack_needs_a_size(made, tmp_path):

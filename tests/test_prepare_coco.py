@@ -192,6 +192,14 @@ def test_a_server_that_cannot_be_reached(server, tmp_path):
     assert 'could not be fetched: [Errno 111]' in message and '--mirror' in message
 
 
+@pytest.mark.parametrize('mirror', ['nonsense', 'file:///data', 'http://', 'http://[::1', 'http://host:port/'])
+@pytest.mark.parametrize('dry_run', [True, False])
+def test_an_address_that_is_none_is_refused(server, tmp_path, mirror, dry_run):
+    message = refused(server, tmp_path / 'coco', Status.USAGE, mirror=mirror, dry_run=dry_run)
+    assert f'--mirror {mirror}: ' in message and 'write it as' in message
+    assert not (tmp_path / 'coco').exists()
+
+
 def test_a_missing_file_on_the_server(server, tmp_path):
     del server[0].files['zips/val2017.zip']
     assert 'val2017.zip could not be fetched: ' in refused(server, tmp_path / 'coco', Status.DOWNLOAD)
@@ -304,6 +312,18 @@ def test_copies_of_a_tree_that_is_there_need_room(server, tmp_path):
     assert not (tmp_path / 'coco/train2017_short24').exists()
 
 
+@pytest.mark.parametrize('text, message', [
+    ('{"images": [', 'cut off'), ('{"images": [[1]]}', "an entry of 'images' is not of COCO's form"),
+    (json.dumps({**instances('val'), 'categories': []}), 'expected 3 categories')])
+def test_annotations_that_are_none_are_named(server, archives, tmp_path, text, message):
+    path = archives / 'annotations_trainval2017.zip'
+    path.write_bytes(zipped({'annotations/instances_val2017.json': text.encode()}))
+    facts = CocoFacts(**{**vars(server[2]), 'annotations': Archive(path.name)})
+    found = refused(server, tmp_path / 'coco', Status.ARCHIVE, archives=archives, splits=['val'], facts=facts)
+    assert f'{path}: instances_val2017.json: ' in found and message in found and 'etch' in found
+    assert not (tmp_path / 'coco/annotations').exists()
+
+
 def test_copies_of_a_flat_split_use_several_threads(server, tmp_path):
     prepare(server, tmp_path / 'one', short=24, pack=True)
     prepare(server, tmp_path / 'two', short=24, pack=True, workers=4)
@@ -339,7 +359,8 @@ def test_slim_annotations_do_not_depend_on_where_pieces_end(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"images": [{"id": 1}', '{"images": [{"id": 1}, x]}', '{"images" 1}',
-                                  '{"images": [{"id": 1}], "annotations": [], "categories": []}'])
+                                  '{"images": [{"id": 1}], "annotations": [], "categories": []}',
+                                  '{"images": ["abc"]}', '{"images": [null]}', '{"images": [{"id": 1}]}'])
 def test_an_annotation_file_of_another_form_is_refused(tmp_path, text):
     (tmp_path / 'x.json').write_text(text)
     with pytest.raises(ValueError):

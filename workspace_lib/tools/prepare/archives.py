@@ -72,8 +72,14 @@ def _identity(path: Path) -> list[int]:
 
 
 def _known(job: Job) -> tuple[Path, dict[str, list]]:
+    """Where sums are kept, and those that are; none if the file is damaged, which costs another reading."""
     store = job.tree.state / 'md5.json'
-    return store, json.loads(store.read_text()) if store.exists() else {}
+    try:
+        known = json.loads(store.read_text())
+    except (FileNotFoundError, ValueError):
+        return store, {}
+    is_whole = isinstance(known, dict) and all(isinstance(value, list) for value in known.values())
+    return store, known if is_whole else {}
 
 
 def is_known(job: Job, path: Path) -> bool:

@@ -74,11 +74,10 @@ def fill_annotations(writer: Writer, source: Zip, splits: tuple[str, ...], categ
     for split in splits:
         name = f'instances_{split}2017.json'
         writer.add(name, source.chunks(name))
-        try:
-            slim = slim_annotations(writer.folder / name, categories)
+        try:  # around all of it: the pieces are made while they are written
+            writer.add(f'multilabel_{split}2017.json', slim_annotations(writer.folder / name, categories))
         except ValueError as error:
-            raise PrepareError(f'{source.path}: {name}: {error}', Status.ARCHIVE) from error
-        writer.add(f'multilabel_{split}2017.json', slim)
+            raise PrepareError(f'{source.path}: {name}: {error}. Fetch the archive again', Status.ARCHIVE) from error
 
 
 def check_images(meter: Meter, tree: Tree, splits: tuple[str, ...], facts: CocoFacts) -> None:

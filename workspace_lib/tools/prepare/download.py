@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def download(url: str, part: Path, size: int | None, show_progress: bool = True)
                                    f'{_size(part):,} bytes are kept in {part}; run the same command again to go on, '
                                    'name a --mirror, or put the archive there by hand', Status.DOWNLOAD) from error
             time.sleep(wait)
+
+
+def check_address(mirror: str) -> None:
+    """Raise unless files can be fetched below it."""
+    try:
+        parts = urllib.parse.urlsplit(mirror)
+        if parts.scheme in ('http', 'https') and parts.hostname and parts.port != 0:
+            return
+        why = 'it begins with neither http:// nor https://, or names no host'
+    except ValueError as error:
+        why = str(error)
+    raise PrepareError(f'--mirror {mirror}: {why}; write it as http://host/coco', Status.USAGE)
 
 
 def _size(path: Path) -> int:

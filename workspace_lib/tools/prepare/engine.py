@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .disk import Disk
-from .errors import PrepareError, Status
+from .errors import PrepareError, Status, damaged_record
 from .pool import Meter, Pool
 
 MANIFEST = 'meta/manifest.json'
@@ -133,9 +133,9 @@ def safe_name(name: str) -> str:
 
 
 def read_listing(path: Path) -> list[Entry]:
-    with path.open(encoding='utf-8') as file:
+    with damaged_record(path, 'and the folder that it lists'), path.open(encoding='utf-8') as file:
         lines = [line.rstrip('\n').split(' ', 2) for line in file]
-    return [Entry(digest, int(size), name) for digest, size, name in lines]
+        return [Entry(digest, int(size), name) for digest, size, name in lines]
 
 
 def files_below(folder: Path) -> dict[str, int]:
@@ -240,7 +240,8 @@ class Job:
         path = self.tree.state / 'options.json'
         if not path.exists():
             return
-        before = json.loads(path.read_text())
+        with damaged_record(path, 'and give the options that the tree was made with'):
+            before = json.loads(path.read_text())
         if before != self.options:
             raise PrepareError(f'{self.tree.dest} was made with {before}, but this run is for {self.options}; use the '
                                'same options, or another folder', Status.USAGE)

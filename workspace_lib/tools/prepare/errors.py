@@ -54,6 +54,16 @@ class PrepareError(Exception):
 
 
 @contextmanager
+def damaged_record(path: Path, remedy: str) -> Iterator[None]:
+    """Let a ValueError leave as a `PrepareError` that says that this file of `.prepare` cannot be read."""
+    try:
+        yield
+    except ValueError as error:
+        raise PrepareError(f'{path} is damaged ({error}); remove it, {remedy}, and run again', Status.DIFFERENT
+                           ) from error
+
+
+@contextmanager
 def system_errors(dest: Path) -> Iterator[None]:
     """Let an OSError leave as a `PrepareError` about `dest`."""
     try:

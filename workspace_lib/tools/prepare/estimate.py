@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .archives import BLOCK, Archive
+from .errors import PrepareError, Status
 from .pool import Meter
 
 if TYPE_CHECKING:
@@ -34,15 +35,27 @@ TYPICAL = Sample(0.5, 5.0, 3e-8, 2e-8)  # where no picture can be had yet
 
 
 def sample(meter: Meter, sources: Sequence[Any], size: Size) -> Sample:
-    """Make the copies of the first pictures of a few `sources` (anything with `images()`), and throw them away."""
+    """Make the copies of the first pictures of a few `sources` (anything with `path` and `images()`), and throw them
+    away.
+
+    Raises:
+        PrepareError: one of them cannot be read; names it.
+    """
     from .images import shrunk, shrunk_jpeg
     each = -(-SAMPLES // max(1, len(sources)))
-    originals = [read() for source in sources for _, read in itertools.islice(source.images(), each)]
-    total = sum(map(len, originals))
+    originals = [(f'{source.path}: {name}', read()) for source in sources
+                 for name, read in itertools.islice(source.images(), each)]
+    total = sum(len(data) for _, data in originals)
+    if not total:
+        return TYPICAL
     start = time.perf_counter()
-    jpeg = sum(len(shrunk_jpeg(data, size, 'a sample')) for data in originals)
-    between = time.perf_counter()
-    raw = sum(shrunk(data, size, 'a sample').nbytes for data in originals)
+    try:
+        jpeg = sum(len(shrunk_jpeg(data, size, name)) for name, data in originals)
+        between = time.perf_counter()
+        raw = sum(shrunk(data, size, name).nbytes for name, data in originals)
+    except ValueError as error:
+        raise PrepareError(f'{error}; no copy can be made of it. Fetch it again, or leave the copy out',
+                           Status.ARCHIVE) from error
     return Sample(jpeg / total, raw / total, (between - start) / total, (time.perf_counter() - between) / total)
 
 

@@ -11,6 +11,7 @@ from . import coco, imagenet
 from .archives import Archive, Zip, check_md5, check_size
 from .coco import CocoFacts
 from .disk import Disk
+from .download import check_address
 from .engine import MANIFEST, Job, Unit, Writer, some
 from .errors import PrepareError, Status, system_errors
 from .imagenet import Subset
@@ -62,10 +63,13 @@ class Settings:
 
     def job(self, dest: Path, options: dict[str, Any], part: str) -> Job:
         packs = [f'{part}_{size}.pack' for size in self.sizes] if self.pack else []
-        workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
-        if workers < 1:
-            raise PrepareError(f'{workers} workers; give 1 or more', Status.USAGE)
-        return Job(dest, options, workers, self.disk, self.progress, packs, self.say)
+        return Job(dest, options, worker_count(self.workers), self.disk, self.progress, packs, self.say)
+
+
+def worker_count(workers: int | None) -> int:
+    if workers is not None and workers < 1:
+        raise PrepareError(f'{workers} workers; give 1 or more', Status.USAGE)
+    return len(os.sched_getaffinity(0)) if workers is None else workers
 
 
 def prepare_imagenet(archives: PathLike | None, dest: PathLike, *, val_layout: str = 'flat', subset: str | None = None,
@@ -191,6 +195,7 @@ def prepare_coco(dest: PathLike, *, archives: PathLike | None = None, mirror: st
     chosen = tuple(split for split in ('train', 'val') if split in splits)
     if not chosen or {*splits} - {*chosen}:
         raise PrepareError(f'splits are train and val, got {splits}', Status.USAGE)
+    check_address(mirror)
     folder = dest / 'archives' if archives is None else Path(archives).expanduser()
     sizes, options = setting.sizes, {'dataset': 'coco', 'splits': list(chosen)}
     wanted = coco.archives(facts, folder, chosen)
@@ -239,6 +244,6 @@ def bring(job: Job, wanted: dict[Path, Archive], mirror: str, progress: bool) ->
 
 def verify_tree(dest: PathLike, *, workers: int | None = None, progress: bool = True) -> list[str]:
     """All that differs from the manifest of a finished tree, a line each; reads every byte, writes none."""
-    count = len(os.sched_getaffinity(0)) if workers is None else workers
+    count = worker_count(workers)
     with system_errors(Path(dest)):
         return verify(Path(dest).expanduser(), Pool(count, progress))

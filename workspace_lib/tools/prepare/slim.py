@@ -30,14 +30,20 @@ def slim_annotations(path: Path, categories: int) -> Iterator[bytes]:
                 continue
             yield f'{"," if any(counts.values()) else ""}\n"{key}": ['.encode()
             for entry in entries:
-                kept = {name: entry[name] for name in KEPT[key] if name in entry}
-                yield f'{"," if counts[key] else ""}\n{json.dumps(kept)}'.encode()
+                yield f'{"," if counts[key] else ""}\n{json.dumps(_slim(entry, key))}'.encode()
                 counts[key] += 1
             yield b']'
     yield b'}\n'
     if counts['categories'] != categories or not counts['images']:
         raise ValueError(f'{counts["images"]:,} images, {counts["categories"]} categories; expected {categories} '
                          'categories')
+
+
+def _slim(entry: Any, key: str) -> dict[str, Any]:
+    try:
+        return {name: entry[name] for name in KEPT[key]}
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f'an entry of {key!r} is not of COCO\'s form ({error!r}): {str(entry)[:80]}') from error
 
 
 class _Stream:
