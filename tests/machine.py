@@ -49,6 +49,8 @@ class FakeHost(Host):
         known = {'ServerVersion': '28.2.2', 'DockerRootDir': '/var/lib/docker', 'OperatingSystem': 'Ubuntu 24.04.1 LTS',
                  'Runtimes': {'nvidia': {'path': 'nvidia-container-runtime'}, 'runc': {}}, **info}
         self.commands['docker info'] = (0, json.dumps(known))
+        self.commands['docker --version'] = (0, f'Docker version {known["ServerVersion"]}, build e6534b4')
+        self.commands['docker buildx version'] = (0, 'github.com/docker/buildx v0.26.1 1a8287f')
         self.commands['docker compose version --short'] = (0, '2.39.1')
         self.commands['dockerd'] = (0, '')
 

@@ -51,11 +51,11 @@ def _reason(variant: str, driver: Driver) -> str:
 
 def _why_none(driver: Driver) -> str:
     archs = {gpu.capability for gpu in driver.gpus if gpu.capability}
-    if driver.number < VARIANTS[-1][1]:
-        return f'driver {driver.version} is older than 525.60.13, which CUDA 12.6 needs'
     if any(arch < (5, 0) for arch in archs):
         return 'a card older than Maxwell (5.0) is served by no current PyTorch; go on with DEVICE=cpu'
+    if driver.number < VARIANTS[-1][1]:
+        return f'driver {driver.version} is older than 525.60.13, which CUDA 12.6 needs'
     if any(arch >= (10, 0) for arch in archs) and driver.number < (580,):
         return f'a Blackwell card needs CUDA 13.0 and so driver 580 or newer; here is {driver.version}'
     return ('one card is older than Turing and another newer than Hopper: no one image serves both; '
-            'leave one out with CUDA_VISIBLE_DEVICES')
+            'name the one for the cards that are to be used as BASE_IMAGE in .env')

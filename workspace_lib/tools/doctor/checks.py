@@ -7,12 +7,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from typing import Callable
 
 from .checks_gpu import check_base_image, check_driver, check_handover, check_local_gpu, check_toolkit, running
 from .facts import Facts, byte_count, version_number
 from .findings import Finding, fault, fault_from_text, ok
 
+Check = Callable[[Facts, str], 'Iterator[Finding]']
 GIB = 1024 ** 3
+COMPOSE_WANTED = (2, 1, 1)  # the first with `up --wait`
 CAP_SYS_RESOURCE = 24
 # Two batches ready for each of four workers, 256 images of 3x224x224 in uint8: what a large recipe keeps in /dev/shm.
 SHM_WANTED = 4 * 2 * 256 * 3 * 224 * 224
@@ -30,12 +33,18 @@ def choose_lane(facts: Facts, device: str = 'auto', engine: str = 'auto') -> str
 
 def diagnose(facts: Facts, lane: str, device: str = 'auto') -> list[Finding]:
     """All findings of a lane; it will work if none of them has level ``fail``."""
-    checks = list(LANES[lane])
-    if lane == 'local' and device == 'cpu':
-        checks.remove(check_local_gpu)
-    if lane == 'local' and device == 'gpu':
-        checks.insert(0, check_driver)
-    return [finding for check in checks for finding in check(facts, lane)]
+    further = [check for check in FURTHER[lane] if check is not check_local_gpu or device != 'cpu']
+    return [finding for check in (*_gates(lane, device), *further) for finding in check(facts, lane)]
+
+
+def first_hindrance(facts: Facts, lane: str, device: str = 'auto') -> Finding | None:
+    """Why ``make up`` refuses a lane, before it builds or writes anything; None if it goes on."""
+    findings = (finding for check in _gates(lane, device) for finding in check(facts, lane))
+    return next((finding for finding in findings if finding.level == 'fail'), None)
+
+
+def _gates(lane: str, device: str) -> tuple[Check, ...]:
+    return (check_driver, *GATES[lane]) if lane == 'local' and device == 'gpu' else GATES[lane]
 
 
 def check_docker(facts: Facts, lane: str) -> Iterator[Finding]:
@@ -71,7 +80,7 @@ def check_compose(facts: Facts, lane: str) -> Iterator[Finding]:
         return
     said = facts.compose_version
     version = version_number(said.text.lstrip('v'))
-    if not said.ok or version < (2,):
+    if not said.ok or version < COMPOSE_WANTED:
         yield fault('compose-missing', seen=said.text)
         return
     error = facts.compose[1]
@@ -81,8 +90,27 @@ def check_compose(facts: Facts, lane: str) -> Iterator[Finding]:
     yield ok(f'Docker Compose {said.text}')
 
 
+def check_buildx(facts: Facts, lane: str) -> Iterator[Finding]:
+    """A client from 23 on builds with the plugin buildx alone; one before has BuildKit in itself."""
+    if not facts.docker.client or version_number(facts.client_version) < (23,):
+        return
+    said = facts.buildx_version
+    if said.ok:
+        yield ok(f'Docker client {facts.client_version} with buildx')
+    else:
+        yield fault('buildx-missing', seen=said.text, level='warn' if facts.built(lane) else 'fail')
+
+
+def check_port_number(facts: Facts, lane: str) -> Iterator[Finding]:
+    if not facts.port:
+        yield fault('settings', f'JUPYTER_PORT={facts.settings["JUPYTER_PORT"]} is no port number (1 to 65535)',
+                    cause='It stands in .env or in the environment.', way_out=['make up JUPYTER_PORT=8888'])
+
+
 def check_port(facts: Facts, lane: str) -> Iterator[Finding]:
     port, host = facts.port, facts.host
+    if not port:
+        return
     if not host.port_taken(port):
         yield ok(f'port {port} is free')
         return
@@ -245,9 +273,7 @@ def _needed_in_checkout(facts: Facts, lane: str) -> int:
 
 
 def _needed_by_docker(facts: Facts, lane: str) -> int:
-    image = facts.service(lane).get('image')
-    built = image and facts.host.run('docker', 'image', 'inspect', '--format', '{{.Id}}', image).ok
-    return 1 if built or running(facts) else NEEDED[lane]
+    return 1 if facts.built(lane) or running(facts) else NEEDED[lane]
 
 
 def check_python(facts: Facts, lane: str) -> Iterator[Finding]:
@@ -262,10 +288,16 @@ def check_python(facts: Facts, lane: str) -> Iterator[Finding]:
                                                            if line.startswith('    ')] or None)
 
 
-COMMON = (check_shm, check_port, check_private_files, check_mounts, check_dataset, check_disk)
-LANES = {
-    'gpu': (check_driver, check_docker, check_compose, check_base_image, check_toolkit, check_handover, check_rlimit,
-            *COMMON),
-    'cpu': (check_docker, check_compose, *COMMON),
-    'local': (check_python, check_local_gpu, *COMMON),
+# What decides whether a lane can be had at all: `make up` refuses it on the first fault of these.
+_CONTAINER = (check_port_number, check_docker, check_compose, check_buildx)
+GATES: dict[str, tuple[Check, ...]] = {
+    'gpu': (check_driver, *_CONTAINER, check_base_image, check_toolkit, check_rlimit),
+    'cpu': _CONTAINER,
+    'local': (check_port_number,),
+}
+_EVERYWHERE = (check_shm, check_port, check_private_files, check_mounts, check_dataset, check_disk)
+FURTHER: dict[str, tuple[Check, ...]] = {
+    'gpu': (check_handover, *_EVERYWHERE),
+    'cpu': _EVERYWHERE,
+    'local': (check_python, check_local_gpu, *_EVERYWHERE),
 }

@@ -4,14 +4,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .base_image import NATIVE_126, VARIANTS, arch_list, choose_base_image
-from .facts import Facts
+from .base_image import NATIVE_126, VARIANTS, Choice, arch_list, choose_base_image
+from .facts import Driver, Facts
 from .findings import Finding, fault, fault_from_text, ok, skip
 
 # Runs one kernel: a list of architectures that looks right is not yet code that runs.
 TORCH_PROBE = ("import torch; x = torch.ones(2, device='cuda'); torch.cuda.synchronize((x + x).device); "
                "print('PyTorch', torch.__version__, 'on', torch.cuda.get_device_name(0), "
                "torch.cuda.get_arch_list())")
+CONFIGURE = ['sudo nvidia-ctk runtime configure --runtime=docker', 'sudo systemctl restart docker']
+OWN_IMAGE = 'in .env: BASE_IMAGE of your own choice   # it is then taken as it is'
 
 
 def check_driver(facts: Facts, lane: str) -> Iterator[Finding]:
@@ -35,7 +37,7 @@ def why_not_loaded(facts: Facts) -> tuple[str, list[str]]:
     """The likeliest of the causes, by what lies about: ('', []) when none stands out."""
     host = facts.host
     kernel = host.run('uname', '-r').text
-    if facts.module_version:
+    if facts.module_version and not host.which('nvidia-smi'):
         return (f'The kernel module {facts.module_version} is loaded, but nvidia-smi is not installed.',
                 [f'sudo apt-get install -y nvidia-utils-{facts.module_version.split(".")[0]}   # or '
                  f'...-server'])
@@ -67,19 +69,16 @@ def check_base_image(facts: Facts, lane: str) -> Iterator[Finding]:
     if driver.error or not driver.gpus:
         return
     choice = choose_base_image(driver)
-    if not choice.variant:
-        key = 'cuda-too-new' if 'driver' in choice.reason else 'gpu-architecture'
-        yield fault(key, f'no base image fits: {choice.reason}', driver=driver.version, cuda='12.6 or 13.0',
-                    arch=f'sm_{arch_list(driver.gpus[:1]).replace(".", "")}')
-        return
     wanted = facts.settings.get('BASE_IMAGE', '')
-    chosen = f'base image -{choice.variant}-: {choice.reason}'
-    if not wanted:
+    if wanted:
+        yield from _hold_against(facts, wanted, choice)
+    elif not choice.image:
+        yield _nothing_fits(driver, choice.reason)
+        return
+    else:
         level = 'ok' if choice.variant == VARIANTS[0][0] else 'warn'
         write = f'BASE_IMAGE={choice.image} in .env    # make up writes it, or: make doctor FIX=1'
-        yield Finding(level, chosen, way_out=[] if level == 'ok' else [write])
-    else:
-        yield from _hold_against(facts, wanted, choice.variant, chosen)
+        yield Finding(level, _chosen(choice), way_out=[] if level == 'ok' else [write])
     if choice.variant == 'cuda12.6' and driver.number < NATIVE_126 and driver.number < (580,):
         yield Finding('warn', f'driver {driver.version} runs CUDA 12.6 by minor-version compatibility',
                       cause='The image may refuse ("unsatisfied condition: cuda>=12.6") though it would run.',
@@ -87,25 +86,38 @@ def check_base_image(facts: Facts, lane: str) -> Iterator[Finding]:
     yield from _arch_setting(facts)
 
 
-def _hold_against(facts: Facts, wanted: str, variant: str, chosen: str) -> Iterator[Finding]:
+def _chosen(choice: Choice) -> str:
+    return f'base image -{choice.variant}-: {choice.reason}'
+
+
+def _nothing_fits(driver: Driver, reason: str) -> Finding:
+    arch = f'sm_{arch_list(driver.gpus[:1]).replace(".", "")}'
+    if 'driver' in reason:
+        return fault('cuda-too-new', f'no base image fits: {reason}', driver=driver.version, cuda='12.6 or 13.0',
+                     way_out=['scripts/setup_ubuntu.sh driver && sudo reboot   # a newer driver', OWN_IMAGE])
+    return fault('gpu-architecture', f'no base image fits: {reason}', arch=arch, way_out=[OWN_IMAGE])
+
+
+def _hold_against(facts: Facts, wanted: str, choice: Choice) -> Iterator[Finding]:
     """BASE_IMAGE of .env stays; said is whether this host can run it."""
     driver = facts.driver
+    better = [f'in .env: BASE_IMAGE={choice.image}, then: make rebuild'] if choice.image else []
     for name, oldest, low, high in VARIANTS:
         if f'-{name}-' not in wanted:
             continue
         if driver.number < oldest:
             yield fault('cuda-too-new', f'.env asks for {name}, driver {driver.version} is too old for it',
                         driver=driver.version, cuda=name[4:], way_out=[
-                            f'in .env: BASE_IMAGE={wanted.replace(name, variant)}, then: make rebuild',
-                            'scripts/setup_ubuntu.sh driver && sudo reboot   # or the newer driver'])
+                            *better, 'scripts/setup_ubuntu.sh driver && sudo reboot   # or the newer driver'])
             return
         strange = [gpu for gpu in driver.gpus if gpu.capability and not low <= gpu.capability <= high]
-        if strange:
+        if strange:  # one card of several is a loss, but the others run
             yield fault('gpu-architecture', f'.env asks for {name}, which has no code for {strange[0].name}',
-                        arch=f'sm_{arch_list(strange[:1]).replace(".", "")}', way_out=[
-                            f'in .env: BASE_IMAGE={wanted.replace(name, variant)}, then: make rebuild'])
+                        arch=f'sm_{arch_list(strange[:1]).replace(".", "")}', way_out=better or [OWN_IMAGE],
+                        level='fail' if len(strange) == len(driver.gpus) else 'warn')
             return
-        yield ok(f'{chosen}; .env asks for -{name}-, which runs here' if name != variant else chosen)
+        fits = f'{_chosen(choice)}; .env asks for -{name}-, which runs here'
+        yield ok(_chosen(choice) if name == choice.variant else fits)
         return
     yield ok(f'base image {wanted} (of .env; not one that this check knows)')
 
@@ -118,11 +130,15 @@ def _arch_setting(facts: Facts) -> Iterator[Finding]:
 
 
 def check_toolkit(facts: Facts, lane: str) -> Iterator[Finding]:
-    """Docker hands over a GPU if it knows the runtime or found the hook when the daemon started."""
-    docker = facts.docker
+    """Docker hands over a GPU if its daemon found the toolkit's hook when it started, for `docker run --gpus` as for
+    Compose (moby, daemon/nvidia_linux.go). `docker info` lists the runtime, if it was configured, never the hook.
+    """
+    docker, host = facts.docker, facts.host
     if docker.error:
         return
-    if docker.desktop:
+    if docker.desktop and facts.on_wsl:
+        yield ok('Docker Desktop hands over the GPU of Windows')
+    elif docker.desktop:
         yield fault('toolkit-missing', cause=
             'Docker Desktop for Linux runs in a virtual machine that has no GPU.',
                     way_out=['docker context use default   # the Engine, if it is installed beside',
@@ -133,20 +149,18 @@ def check_toolkit(facts: Facts, lane: str) -> Iterator[Finding]:
         yield fault('toolkit-missing', cause=
             'This Docker is a snap: it reads neither /etc/docker/daemon.json nor the hook.',
                     way_out=['sudo snap remove docker', 'scripts/setup_ubuntu.sh docker toolkit'])
-    elif docker.rootless and facts.host.which('nvidia-ctk'):
+    elif docker.rootless and host.which('nvidia-ctk'):
         yield fault('toolkit-missing', cause='This daemon is rootless and has settings of its own.', way_out=[
             'nvidia-ctk runtime configure --runtime=docker --config="$HOME/.config/docker/daemon.json"',
             'sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place',
             'systemctl --user restart docker'])
-    elif facts.host.which('nvidia-ctk'):
-        hook = bool(facts.host.which('nvidia-container-runtime-hook'))
-        yield fault('toolkit-missing', 'Docker does not know the NVIDIA runtime', level='warn' if hook else 'fail',
-                    cause='The NVIDIA Container Toolkit is installed, but Docker was not told of it or not '
-                          'restarted since.',
-                    way_out=['sudo nvidia-ctk runtime configure --runtime=docker',
-                        'sudo systemctl restart docker'])
-    elif facts.host.which('nvidia-container-runtime-hook'):
-        yield ok("the toolkit's hook is installed")
+    elif host.which('nvidia-container-runtime-hook'):
+        yield fault('toolkit-missing', "the toolkit's hook is installed, which will do if Docker was started since",
+                    level='warn', cause='Docker was not told of the runtime; a hook that came later it does not see.',
+                    way_out=CONFIGURE)
+    elif host.which('nvidia-ctk'):
+        yield fault('toolkit-missing', 'Docker does not know the NVIDIA runtime', way_out=CONFIGURE, cause=
+            'The NVIDIA Container Toolkit is installed, but Docker was not told of it or not restarted since.')
     else:
         yield fault('toolkit-missing', cause='The NVIDIA Container Toolkit is not installed.')
 
@@ -165,12 +179,11 @@ def check_handover(facts: Facts, lane: str) -> Iterator[Finding]:
         yield ok(f'inside {name}: {said.text}') if said.ok else fault_from_text(
             said.text, 'gpu-architecture', f'PyTorch inside {name} cannot use the GPU', driver=facts.driver.version)
         return
-    image = facts.service(lane).get('image')
-    if not image or not host.run('docker', 'image', 'inspect', '--format', '{{.Id}}', image).ok:
+    if not facts.built(lane):
         yield skip('GPU in a container: not tried, the image is not built yet (make build)')
         return
     said = host.run('docker', 'run', '--rm', '--pull', 'never', '--gpus', 'all', '--entrypoint', 'nvidia-smi',
-                    image, '-L', seconds=120)
+                    facts.service(lane)['image'], '-L', seconds=120)
     yield ok(f'a container sees {said.text}') if said.ok else fault_from_text(
         said.text, 'toolkit-missing', 'a container cannot have the GPU', driver=facts.driver.version)
 
@@ -186,6 +199,11 @@ def check_local_gpu(facts: Facts, lane: str) -> Iterator[Finding]:
     """Without a container: the driver where there is a card, and PyTorch of .venv on it."""
     if not facts.gpu_on_bus:
         yield ok('no NVIDIA GPU here: the lab runs on the CPU')
+        return
+    if not (facts.module_version or facts.on_wsl):
+        cause, way_out = why_not_loaded(facts)
+        yield fault('driver-unreachable', 'no NVIDIA driver is loaded: the lab runs on the CPU', level='warn',
+                    cause=cause, way_out=way_out)
         return
     found = list(check_driver(facts, lane))
     yield from found

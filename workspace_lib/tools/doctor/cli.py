@@ -37,9 +37,10 @@ def run(args: argparse.Namespace, host: Host | None = None) -> int:
     root = os.path.abspath(args.root)
     facts = Facts(host, root)
     lane = args.lane or choose_lane(facts, args.device, args.engine)
-    done = apply_fixes(facts, lane) if args.fix else []
+    fixes = apply_fixes(facts, lane) if args.fix else []
+    done = [fix.said for fix in fixes if fix.level == 'ok']
     facts = Facts(host, root)  # after mending, everything is looked up anew
-    findings = diagnose(facts, lane, args.device)
+    findings = [*(fix for fix in fixes if fix.level != 'ok'), *diagnose(facts, lane, args.device)]
     if args.json:
         print(json.dumps({**as_dict(facts, lane, findings), 'fixed': done}, indent=2))
     else:

@@ -91,7 +91,12 @@ class Facts:
             device_class = self.host.read(vendor.replace('vendor', 'class')) or ''
             if (self.host.read(vendor) or '').strip() == '0x10de' and device_class.startswith('0x03'):
                 return True
-        return self.module_version != '' or self.host.owner(NVIDIA_SMI_ON_WSL) is not None
+        return self.module_version != '' or self.on_wsl
+
+    @cached_property
+    def on_wsl(self) -> bool:
+        """In WSL with a GPU: the driver is that of Windows."""
+        return self.host.owner(NVIDIA_SMI_ON_WSL) is not None
 
     @cached_property
     def module_version(self) -> str:
@@ -114,7 +119,7 @@ class Facts:
 
     def _smi(self, fields: str) -> Result:
         program = self.host.which('nvidia-smi')
-        if not program and self.host.owner(NVIDIA_SMI_ON_WSL):
+        if not program and self.on_wsl:
             program = NVIDIA_SMI_ON_WSL
         return self.host.run(program or 'nvidia-smi', f'--query-gpu={fields}', '--format=csv,noheader')
 
@@ -149,6 +154,16 @@ class Facts:
                     or any(self.host.owner(path) for path in (*sockets, '/usr/bin/dockerd', '/usr/sbin/dockerd')))
 
     @cached_property
+    def client_version(self) -> str:
+        """Of the docker command, which may be of another age than the Engine."""
+        found = re.search(r'\d+\.[\d.]+', self.host.run('docker', '--version').text)
+        return found.group() if found else ''
+
+    @cached_property
+    def buildx_version(self) -> Result:
+        return self.host.run('docker', 'buildx', 'version')
+
+    @cached_property
     def compose_version(self) -> Result:
         return self.host.run('docker', 'compose', 'version', '--short')
 
@@ -166,6 +181,11 @@ class Facts:
 
     def service(self, lane: str) -> dict[str, Any]:
         return self.compose[0].get('services', {}).get('lab' if lane == 'gpu' else 'lab-cpu', {})
+
+    def built(self, lane: str) -> bool:
+        """The image of the lane's service is there."""
+        image = self.service(lane).get('image')
+        return bool(image) and self.host.run('docker', 'image', 'inspect', '--format', '{{.Id}}', image).ok
 
     @property
     def container(self) -> str:
@@ -191,8 +211,9 @@ class Facts:
 
     @cached_property
     def port(self) -> int:
-        wanted = self.settings.get('JUPYTER_PORT', '')
-        return int(wanted) if wanted.isdigit() else 8888
+        """0 where JUPYTER_PORT is no port number."""
+        wanted = self.settings.get('JUPYTER_PORT') or '8888'
+        return int(wanted) if wanted.isdigit() and int(wanted) < 65536 else 0
 
     @cached_property
     def dataset(self) -> str:

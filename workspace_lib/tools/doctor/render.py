@@ -7,12 +7,11 @@ from typing import Any
 
 from .base_image import arch_list, choose_base_image
 from .facts import Facts
-from .findings import Finding
+from .findings import Finding, way_on
 from .symptoms import Recognised
 
 LANES = {'gpu': 'GPU container', 'cpu': 'CPU container', 'local': 'local environment (.venv)'}
 MARKS = {'ok': 'ok  ', 'skip': '-   ', 'warn': 'warn', 'fail': 'FAIL'}
-WAYS_ON = {'gpu': 'make up DEVICE=cpu', 'cpu': 'make up ENGINE=local'}
 WIDTH = 110
 
 
@@ -25,8 +24,8 @@ def as_text(lane: str, findings: list[Finding]) -> str:
         return '\n'.join(lines)
     several = f'{len(faults)} faults; mend the first one first' if len(faults) > 1 else faults[0].said
     lines.append(f'This lane will not work: {several}.')
-    if lane in WAYS_ON:
-        lines.append(f'The way on without it: {WAYS_ON[lane]}')
+    if way_on(lane, faults[0]):
+        lines.append(f'The way on without it: {way_on(lane, faults[0])}')
     return '\n'.join(lines)
 
 

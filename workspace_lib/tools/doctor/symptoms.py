@@ -11,7 +11,7 @@ from typing import Any
 # For the {fields} of the table, where neither the text nor the machine says better.
 USUAL = {'port': '8888', 'cuda': 'of the image', 'driver': 'of this host', 'path': 'the folder',
          'name': 'workspace-lab', 'arch': 'of this GPU', 'limit': 'memlock', 'root': '/var/lib/docker',
-         'shm': 'df -h /dev/shm says how large it is', 'user': '$USER', 'uid': '$(id -u)', 'gid': '$(id -g)'}
+         'image': 'the image', 'server': 'the registry', 'shm': 'df -h /dev/shm says how large it is', 'user': '$USER', 'uid': '$(id -u)', 'gid': '$(id -g)'}
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,48 @@ SYMPTOMS = (
     Symptom('docker-stopped', 11, 'the Docker daemon does not run', (
         r'cannot connect to the docker daemon',
         r'failed to connect to the docker api.*(no such file|connection refused)',
+        r'error during connect:.*no such host',
         r'dial unix \S*docker\S*\.sock: connect: (no such file|connection refused)'),
         'The Docker client is installed, but no daemon answers: stopped, not started at boot, crashed at '
         'its start, or the client asks elsewhere (DOCKER_HOST, docker context).',
         ('sudo systemctl enable --now docker',
          'journalctl -u docker -n 50 --no-pager   # why, if it does not stay up',
          'docker context ls; echo "$DOCKER_HOST"   # whom the client asks')),
-    Symptom('compose-missing', 12, 'Docker Compose v2 is missing', (
+    Symptom('compose-missing', 12, 'Docker Compose is missing or too old', (
         r"docker: '?compose'? is not a docker command",
-        r"unknown (shorthand )?(flag|command):.*(compose|'f' in -f)",
-        r'docker-compose: command not found', r"unsupported config option for services"),
-        'The plugin of `docker compose` is not installed (the old docker-compose 1.x is not enough).',
+        r"unknown (shorthand )?(flag|command):.*(compose|'f' in -f|--wait)",
+        r'docker-compose: command not found', r'unsupported config option for services'),
+        'The plugin of `docker compose` is not installed, or older than 2.1.1 (docker-compose 1.x is of old).',
         ('scripts/setup_ubuntu.sh docker',
          "sudo apt-get install -y docker-compose-plugin   # Docker's own packages; Ubuntu's: "
          'docker-compose-v2')),
+    Symptom('buildx-missing', 15, 'the Docker client cannot build: buildx is missing', (
+        r'the buildx component is missing or broken', r'unknown command: docker buildx',
+        r"docker: '?buildx'? is not a docker command", r'the legacy builder is deprecated'),
+        'From version 23 on the docker command builds with the plugin buildx, a package of its own.',
+        ('scripts/setup_ubuntu.sh docker',
+         "sudo apt-get install -y docker-buildx            # beside Ubuntu's docker.io",
+         "sudo apt-get install -y docker-buildx-plugin     # beside Docker's own docker-ce")),
+    Symptom('pull-limit', 16, 'the registry gives no more images for now', (
+        r'toomanyrequests', r'you have reached your (unauthenticated )?pull rate limit'),
+        'Docker Hub counts the pulls of an address over some hours; behind a shared address others count too.',
+        ('docker login                # an account has a limit of its own; or wait some hours',
+         'make up ENGINE=local        # or without containers, in a .venv')),
+    Symptom('no-network', 17, 'a name cannot be resolved', (
+        r'lookup (?P<server>[\w.-]+).*: no such host', r'lookup (?P<server>[\w.-]+).*: server misbehaving',
+        r'no such host', r'temporary failure in name resolution', r'could not resolve host:? (?P<server>[\w.-]+)'),
+        'This machine, or its Docker daemon, finds no address for {server}: no network, no DNS, or a proxy that the '
+        'daemon was not told of.',
+        ('getent hosts {server}       # does the machine find it?',
+         'docker info | grep -i proxy # does the daemon know the proxy? It reads /etc/docker/daemon.json ("proxies")',
+         'sudo systemctl restart docker   # after a change of network, VPN or DNS',
+         'make build OFFLINE=1        # without a network, from docker/wheels (make wheels where there is one)')),
+    Symptom('image-missing', 18, 'there is no such image', (
+        r'pull access denied for (?P<image>[\w./:-]+)', r'(?P<image>[\w./:-]+)"?: pull access denied',
+        r'no such image: (?P<image>[\w./:-]+)'),
+        'Neither this machine nor the registry has {image}. The image of the lab is built here, not pulled; any '
+        'other name is misspelt (BASE_IMAGE in .env?) or private.',
+        ('make up                     # builds what is missing; the image alone: make build',)),
     Symptom('docker-missing', 13, 'Docker is not installed', (
         r'docker: (command )?not found', r"command 'docker' not found"),
         'There is no docker command on this machine.',
@@ -170,13 +198,17 @@ SYMPTOMS = (
          'make url                                # the address with the token of this lab',
          'make down && make up JUPYTER_PORT={other_port}  # beside the other one')),
     Symptom('rlimit', 33, 'this host does not let a limit be raised', (
-        r'setting rlimits?( type)? (?P<limit>\d+)?.*operation not permitted',
-        r'error setting rlimit.*operation not permitted'),
+        r'rlimits?(\D*type (?P<limit>\d+))?.*operation not permitted',
+        r'RLIMIT_(?P<limit>\w+).*operation not permitted'),
         'The daemon runs without CAP_SYS_RESOURCE (inside another container: LXC, Proxmox, some clouds), '
         'so the limit ({limit}; type 8 is memlock, 7 nofile, 3 stack) cannot be raised.',
-        ('in docker-compose.yml, service lab: drop the line of `ulimits` that names it (memlock: for RDMA '
-         'alone)',
+        ('in docker-compose.yml, service lab: drop the line that begins with `ulimits:` (it is for RDMA alone)',
          'make up DEVICE=cpu                      # its service has no such line')),
+    Symptom('token-missing', 38, 'the token of the lab is not there yet', (
+        r'(bind source path does not exist|no such file or directory).*\.lab/token',
+        r'\.lab/token\b.*(does not exist|no such file or directory|not found)'),
+        'Compose was called by itself before `make up` had made the token that the lab asks visitors for.',
+        ('make up                                 # makes token, .env and folders, and starts the lab',)),
     Symptom('dataset-empty', 34, 'the data folder is empty', (
         r"(no such file or directory|not found|is empty|found no).*['\"]?/dataset",
         r"/dataset\S*.*(no such file or directory|not found|is empty|does not exist)",
