@@ -11,7 +11,8 @@ from typing import Any
 # For the {fields} of the table, where neither the text nor the machine says better.
 USUAL = {'port': '8888', 'cuda': 'of the image', 'driver': 'of this host', 'path': 'the folder',
          'name': 'workspace-lab', 'arch': 'of this GPU', 'limit': 'memlock', 'root': '/var/lib/docker',
-         'image': 'the image', 'server': 'the registry', 'shm': 'df -h /dev/shm says how large it is', 'user': '$USER', 'uid': '$(id -u)', 'gid': '$(id -g)'}
+         'image': 'the image', 'server': 'the registry', 'shm': 'df -h /dev/shm says how large it is',
+         'user': '$USER', 'uid': '$(id -u)', 'gid': '$(id -g)'}
 
 
 @dataclass(frozen=True)
