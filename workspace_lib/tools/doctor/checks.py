@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from typing import Callable
+from collections.abc import Callable, Iterator
 
 from .checks_gpu import check_base_image, check_driver, check_handover, check_local_gpu, check_toolkit, running
 from .facts import Facts, byte_count, version_number
