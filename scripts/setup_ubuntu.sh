@@ -8,7 +8,7 @@
 #   scripts/setup_ubuntu.sh disk --disk /dev/sdb1 --mount /data
 #
 # Steps: driver   the NVIDIA driver that Ubuntu recommends for the card
-#        docker   Docker Engine and Compose, from Docker's own repository
+#        docker   Docker Engine, Compose and buildx, from Docker's own repository unless Ubuntu's Engine is there
 #        toolkit  NVIDIA Container Toolkit, known to Docker
 #        group    the group docker, so that docker works without sudo (who is in it is as good as root)
 #        shm      shared memory of containers: 8G instead of 64M, where nothing else is said
@@ -151,6 +151,10 @@ docker_state() {
     fi
     if ! have dockerd; then todo 'the Docker Engine is not installed, its client is'; return 1; fi
     if ! docker compose version > /dev/null 2>&1; then todo 'Docker Compose is not installed'; return 1; fi
+    if ! docker buildx version > /dev/null 2>&1; then  # from 23 on a client cannot build without it
+        todo 'buildx, with which Docker builds images, is not installed'
+        return 1
+    fi
     fine "$(docker --version)"
 }
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from machine import GIB, SMI_FAILED, FakeHost
+from machine import GIB, SMI_FAILED, SMI_OK, FakeHost
 
 import workspace_lib
 from workspace_lib.tools import doctor, lanes
-from workspace_lib.tools.doctor import Facts, Finding, choose_lane, diagnose
+from workspace_lib.tools.doctor import Facts, Finding, choose_lane, diagnose, findings
 from workspace_lib.tools.doctor.host import Owner, Space
 from workspace_lib.tools.doctor.render import exit_status
 
@@ -31,6 +32,13 @@ def host(tmp_path: Path) -> FakeHost:
     fake = FakeHost(tmp_path)
     fake.give_compose()
     return fake
+
+
+def wsl(host: FakeHost) -> None:
+    """The driver is that of Windows: nothing on the bus, no module."""
+    host.no_gpu()
+    host.files['/usr/lib/wsl/lib/nvidia-smi'] = ''
+    host.commands['/usr/lib/wsl/lib/nvidia-smi --query-gpu=name'] = (0, SMI_OK)
 
 
 def look(host: FakeHost, lane: str = 'gpu', device: str = 'auto') -> list[Finding]:
@@ -106,10 +114,32 @@ class TestDocker:
     @pytest.mark.parametrize('said', [
         (1, "docker: 'compose' is not a docker command.\nSee 'docker --help'"),
         (125, 'unknown flag: --short\n\nUsage:  docker [OPTIONS] COMMAND [ARG...]'),
-        (0, '1.29.2')])
+        (0, '1.29.2'), (0, '2.2.3')])
     def test_compose_missing_or_of_old(self, host, said):
         host.commands['docker compose version --short'] = said
         assert only_fault(host).symptom == 'compose-missing'
+
+    @pytest.mark.parametrize('version', ['2.3.3', 'v2.12.2', '2.24.6+ds1-0ubuntu1~22.04.1'])
+    def test_compose_that_will_do(self, host, version):
+        host.commands['docker compose version --short'] = (0, version)
+        assert exit_status(look(host)) == 0
+
+    def test_no_buildx(self, host):
+        host.commands['docker buildx version'] = (1, 'docker: unknown command: docker buildx')
+        found = only_fault(host)
+        assert (found.symptom, found.status) == ('buildx-missing', 15)
+        assert any('docker-buildx ' in line for line in found.way_out)
+
+    def test_a_client_before_23_builds_without_it(self, host):
+        host.give_docker(ServerVersion='20.10.24')
+        del host.commands['docker buildx version']
+        assert exit_status(look(host)) == 0
+
+    def test_nor_does_who_has_the_image(self, host):
+        del host.commands['docker buildx version']
+        host.commands['docker image inspect'] = (0, 'sha256:0b1c')
+        host.commands['docker run --rm --pull never --gpus all'] = (0, 'GPU 0')
+        assert warning(host).symptom == 'buildx-missing'
 
     def test_settings_that_compose_refuses(self, host):
         host.commands[f'docker compose --project-directory {host.root}'] = (
@@ -198,6 +228,12 @@ class TestHandover:
         host.give_docker(Runtimes={'runc': {}})
         host.commands['nvidia-container-runtime-hook'] = (0, '')
         assert exit_status(look(host)) == 0
+        assert warning(host).way_out[-1] == 'sudo systemctl restart docker'
+
+    def test_docker_desktop_on_wsl(self, host):
+        wsl(host)
+        host.give_docker(OperatingSystem='Docker Desktop')
+        assert exit_status(look(host)) == 0
 
     @pytest.mark.parametrize('info, way_out', [
         ({'OperatingSystem': 'Docker Desktop'}, 'docker context use default'),
@@ -274,6 +310,24 @@ class TestBaseImageSetting:
         host.give_gpu('NVIDIA GeForce RTX 3090, 570.133.20, 8.6')
         assert '-cuda12.6-' in warning(host).said
 
+    @pytest.mark.parametrize('card, status', [('Tesla K80, 470.256.02, 3.7', 25), ('Quadro K600, 580.65.06, 3.0', 25),
+                                              ('NVIDIA A100, 515.43.04, 8.0', 24)])
+    def test_a_card_or_driver_that_no_image_fits(self, host, card, status):
+        host.give_gpu(card)
+        found = only_fault(host)
+        assert found.status == status and not any('BASE_IMAGE=pytorch' in line for line in found.way_out)
+
+    def test_an_image_of_ones_own_is_taken_as_it_is(self, host):
+        host.give_gpu('Tesla K80, 470.256.02, 3.7')
+        host.environ['BASE_IMAGE'] = 'pytorch/pytorch:1.12.1-cuda11.3-cudnn8-devel'
+        assert exit_status(look(host)) == 0
+
+    def test_of_two_cards_that_no_one_image_serves_one_may_be_chosen(self, host):
+        host.give_gpu('NVIDIA GeForce GTX 1080, 580.65.06, 6.1\nNVIDIA GeForce RTX 5090, 580.65.06, 12.0')
+        assert 'BASE_IMAGE in .env' in only_fault(host).said
+        host.environ['BASE_IMAGE'] = 'pytorch/pytorch:2.14.0-cuda13.0-cudnn9-devel'
+        assert 'no code for NVIDIA GeForce GTX 1080' in warning(host).said
+
     def test_mmcv_compiled_for_another_card(self, host):
         host.files[f'{host.root}/.env'] = 'TORCH_CUDA_ARCH_LIST=8.6\n'
         assert 'TORCH_CUDA_ARCH_LIST=9.0' in warning(host).way_out[0]
@@ -286,6 +340,13 @@ class TestPort:
             0, 'LISTEN 0 128 127.0.0.1:8888 0.0.0.0:* users:(("node",pid=4242,fd=18))')
         found = only_fault(host)
         assert found.symptom == 'port-taken' and found.said.endswith('by node (pid 4242)')
+
+    @pytest.mark.parametrize('lane', ['gpu', 'cpu', 'local'])
+    @pytest.mark.parametrize('port', ['abc', '0', '65536'])
+    def test_no_port_number(self, host, lane, port):
+        host.commands[f'{host.root}/scripts/find_python.sh'] = (0, '/usr/bin/python3.12')
+        host.environ['JUPYTER_PORT'] = port
+        assert only_fault(host, lane).said == f'JUPYTER_PORT={port} is no port number (1 to 65535)'
 
     def test_taken_by_a_container(self, host):
         host.ports[8888] = {}
@@ -414,6 +475,12 @@ class TestLocal:
             'GPU driver by downloading and installing a new version'))
         assert only_fault(host, 'local').symptom == 'cuda-too-new'
 
+    def test_without_a_driver_it_runs_on_the_cpu_and_says_why(self, host):
+        host.give_gpu(SMI_FAILED, 9)
+        host.files.pop('/proc/driver/nvidia/version')
+        assert 'runs on the CPU' in warning(host, 'local').said
+        assert look(host, 'local', device='gpu')[0].status == 21
+
     def test_device_cpu_asks_nothing_of_the_gpu(self, host):
         host.give_gpu(SMI_FAILED, 9)
         assert exit_status(look(host, 'local', device='cpu')) == 0
@@ -424,18 +491,113 @@ class TestLocal:
         assert only_fault(host, 'local').symptom == 'shm'
 
 
-@pytest.mark.parametrize('gpu', [True, False])
-@pytest.mark.parametrize('docker', [True, False])
-@pytest.mark.parametrize('device', ['auto', 'cpu'])
-@pytest.mark.parametrize('engine', ['auto', 'local'])
-def test_doctor_and_make_up_mean_the_same_lane(host, gpu, docker, device, engine):
-    if not gpu:
-        host.no_gpu()
-    if not docker:
-        host.no_docker()
+def card(text: str):
+    return lambda host: host.give_gpu(text)
+
+
+def engine(**info: object):
+    return lambda host: host.give_docker(**info)
+
+
+def says(command: str, status: int, text: str):
+    return lambda host: host.commands.update({command: (status, text)})
+
+
+def reads(path: str, text: str):
+    return lambda host: host.files.update({path: text})
+
+
+def hook_alone(host: FakeHost) -> None:
+    host.give_docker(Runtimes={'runc': {}})
+    host.commands.update({'nvidia-ctk': (0, ''), 'nvidia-container-runtime-hook': (0, '')})
+
+
+def desktop_on_wsl(host: FakeHost) -> None:
+    wsl(host)
+    host.give_docker(OperatingSystem='Docker Desktop')
+
+
+def client_alone(host: FakeHost) -> None:
+    host.no_daemon(NO_DAEMON)
+    del host.commands['dockerd']
+
+
+def own_image(host: FakeHost) -> None:
+    host.give_gpu('Tesla K80, 470.256.02, 3.7')
+    host.environ['BASE_IMAGE'] = 'pytorch/pytorch:1.12.1-cuda11.3-cudnn8-devel'
+
+
+# A machine, and the statuses of doctor in the GPU, the CPU and the local lane (0: it works).
+MACHINES = {
+    'healthy': (lambda host: None, 0, 0, 0),
+    'no gpu': (FakeHost.no_gpu, 43, 0, 0),
+    'no docker': (FakeHost.no_docker, 13, 13, 0),
+    'client alone': (client_alone, 13, 13, 0),
+    'stopped': (lambda host: host.no_daemon(NO_DAEMON), 11, 11, 0),
+    'denied': (lambda host: host.no_daemon(DENIED), 10, 10, 0),
+    'engine 19.03': (engine(ServerVersion='19.03.15'), 14, 14, 0),
+    'engine 20.10': (engine(ServerVersion='20.10.24'), 0, 0, 0),
+    'compose 1.29': (says('docker compose version --short', 0, '1.29.2'), 12, 12, 0),
+    'compose 2.2': (says('docker compose version --short', 0, '2.2.3'), 12, 12, 0),
+    'compose 2.3': (says('docker compose version --short', 0, '2.3.3'), 0, 0, 0),
+    'no compose': (says('docker compose version --short', 1, "docker: 'compose' is not a docker command."), 12, 12, 0),
+    'no buildx': (says('docker buildx version', 1, 'docker: unknown command: docker buildx'), 15, 15, 0),
+    'no toolkit': (engine(Runtimes={'runc': {}}), 23, 0, 0),
+    'hook alone': (hook_alone, 0, 0, 0),
+    'cdi': (engine(Runtimes={'runc': {}}, DiscoveredDevices=[{'ID': 'nvidia.com/gpu=all'}]), 0, 0, 0),
+    'desktop on linux': (engine(OperatingSystem='Docker Desktop'), 23, 0, 0),
+    'desktop on wsl': (desktop_on_wsl, 0, 0, 0),
+    'snap': (engine(Runtimes={'runc': {}}, DockerRootDir='/var/snap/docker/common/var-lib-docker'), 23, 0, 0),
+    'driver mute': (lambda host: host.give_gpu(SMI_FAILED, 9), 21, 0, 21),
+    'K80': (card('Tesla K80, 470.256.02, 3.7'), 25, 0, 0),
+    'sm_30': (card('Quadro K600, 580.65.06, 3.0'), 25, 0, 0),
+    'old driver': (card('NVIDIA A100, 515.43.04, 8.0'), 24, 0, 0),
+    'own image': (own_image, 0, 0, 0),
+    'V100': (card('Tesla V100-SXM2-16GB, 580.65.06, 7.0'), 0, 0, 0),
+    'no CAP_SYS_RESOURCE': (reads('/proc/1/status', 'CapBnd:\t00000000a80425fb\n'), 33, 0, 0),
+    'port abc': (lambda host: host.environ.update(JUPYTER_PORT='abc'), 40, 40, 40),
+}
+
+
+@pytest.mark.parametrize('name', MACHINES)
+def test_status_of_doctor_in_each_lane(host, name):
+    change, *statuses = MACHINES[name]
+    host.commands[f'{host.root}/scripts/find_python.sh'] = (0, '/usr/bin/python3.12')
+    change(host)
+    assert [exit_status(look(host, lane)) for lane in ('gpu', 'cpu', 'local')] == statuses
+
+
+@pytest.mark.parametrize('name', MACHINES)
+@pytest.mark.parametrize('device', ['auto', 'cpu', 'gpu'])
+@pytest.mark.parametrize('engine', ['auto', 'docker', 'local'])
+def test_doctor_and_make_up_mean_the_same_lane(host, name, device, engine):
+    """Both ways: what doctor calls a fault, make up refuses, in doctor's words; what works, it takes."""
+    host.commands[f'{host.root}/scripts/find_python.sh'] = (0, '/usr/bin/python3.12')
+    MACHINES[name][0](host)
     facts = Facts(host, host.root)
-    taken = lanes.choose_lane(facts, device, engine)
-    assert choose_lane(facts, device, engine) == ('local' if taken.engine == 'local' else taken.device)
+    lane = choose_lane(facts, device, engine)
+    faults = [finding for finding in diagnose(facts, lane, device) if finding.level == 'fail']
+    if lane == 'local' and name == 'driver mute' and device == 'auto':
+        faults = []  # the local lane asks PyTorch, which .venv must have first
+    if faults:
+        with pytest.raises(lanes.LaneError) as refused:
+            lanes.choose_lane(facts, device, engine)
+        assert faults[0].said in str(refused.value) and faults[0].way_out[0] in str(refused.value)
+    else:
+        taken = lanes.choose_lane(facts, device, engine)
+        assert lane == ('local' if taken.engine == 'local' else taken.device)
+
+
+@pytest.mark.parametrize('name', [name for name, (_, gpu, *_) in MACHINES.items() if gpu])
+def test_the_way_on_is_one_that_works(host, name, capsys):
+    """What doctor and make up name as the way on without the fault."""
+    host.commands[f'{host.root}/scripts/find_python.sh'] = (0, '/usr/bin/python3.12')
+    MACHINES[name][0](host)
+    fault = next(finding for finding in look(host) if finding.level == 'fail')
+    words = dict(word.split('=') for word in findings.way_on('gpu', fault).split() if '=' in word)
+    if words:
+        lanes.choose_lane(Facts(host, host.root), words.get('DEVICE', 'auto'), words.get('ENGINE', 'auto'))
+    assert bool(words) == (fault.symptom != 'settings')
 
 
 @pytest.mark.parametrize('gpu, docker, device, engine, lane', [
@@ -486,6 +648,31 @@ class TestCommandLine:
         host.give_gpu(SMI_FAILED, 9)
         self.call(host, '--fix')
         assert not (tmp_path / '.env').exists()
+
+    def test_fix_writes_no_base_image_where_none_fits(self, host, tmp_path):
+        host.give_gpu('Tesla K80, 470.256.02, 3.7')
+        assert self.call(host, '--fix') == 25
+        assert not (tmp_path / '.env').exists()
+
+    @pytest.mark.parametrize('port, status', [('taken', 31), ('abc', 40)])
+    def test_fix_reports_the_port_that_it_cannot_use(self, host, tmp_path, capsys, monkeypatch, port, status):
+        with socket.socket() as other:
+            other.bind(('127.0.0.1', 0))
+            other.listen()
+            number = other.getsockname()[1]
+            host.environ['JUPYTER_PORT'] = str(number) if port == 'taken' else port
+            host.ports[number] = {}
+            monkeypatch.setenv('JUPYTER_PORT', host.environ['JUPYTER_PORT'])
+            assert self.call(host, '--fix') == status
+        said = ' '.join(capsys.readouterr().out.split())
+        assert f'.env was not written: JUPYTER_PORT={host.environ["JUPYTER_PORT"]}' in said
+        assert 'make doctor FIX=1 # again' in said
+        assert (tmp_path / 'work_dirs').is_dir()  # what can be mended is
+
+    def test_fix_where_nothing_may_be_written(self, host, capsys, monkeypatch):
+        monkeypatch.setattr('os.makedirs', lambda path: (_ for _ in ()).throw(PermissionError(13, 'denied', path)))
+        self.call(host, '--fix')
+        assert 'not everything could be mended' in capsys.readouterr().out
 
     def test_a_second_fix_finds_nothing_to_do(self, host, tmp_path, capsys):
         self.call(host, '--fix')

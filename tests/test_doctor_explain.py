@@ -3,13 +3,18 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 
+import workspace_lib
 from workspace_lib.tools import doctor
 from workspace_lib.tools.doctor import choose_base_image, recognise
 from workspace_lib.tools.doctor.base_image import arch_list
 from workspace_lib.tools.doctor.facts import Driver, Gpu, byte_count, capability, parse_env
+from workspace_lib.tools.doctor.symptoms import BY_KEY
+
+ROOT = Path(workspace_lib.__file__).parents[1]
 
 RUNC = ('Error response from daemon: failed to create task for container: failed to create shim task: OCI runtime '
         'create failed: runc create failed: unable to start container process: error during container init: ')
@@ -25,6 +30,37 @@ MESSAGES = [
     ('docker-missing', "Command 'docker' not found, but can be installed with:"),
     ('compose-missing', "docker: 'compose' is not a docker command."),
     ('compose-missing', 'docker: unknown command: docker compose'),
+    ('compose-missing', 'unknown flag: --wait'),
+    ('compose-missing', '(root) Additional property name is not allowed'),
+    ('buildx-missing', 'ERROR: BuildKit is enabled but the buildx component is missing or broken.\n'
+                       '       Install the buildx component to build images with BuildKit:\n'
+                       '       https://docs.docker.com/go/buildx/'),
+    ('buildx-missing', "docker: 'buildx' is not a docker command.\nSee 'docker --help'"),
+    ('buildx-missing', 'docker: unknown command: docker buildx\n\nRun \'docker --help\' for more information'),
+    ('buildx-missing', 'DEPRECATED: The legacy builder is deprecated and will be removed in a future release.\n'
+                       '            Install the buildx component to build images with BuildKit:'),
+    ('image-missing', "Error response from daemon: pull access denied for workspace-lab, repository does not exist or "
+                      "may require 'docker login': denied: requested access to the resource is denied"),
+    ('image-missing', 'failed to resolve reference "docker.io/library/workspace-lab:gpu": pull access denied, '
+                      'repository does not exist or may require authorization: server message: insufficient_scope: '
+                      'authorization failed'),
+    ('image-missing', 'Error response from daemon: No such image: workspace-lab:gpu'),
+    ('no-network', 'Error response from daemon: Get "https://registry-1.docker.io/v2/": dial tcp: lookup '
+                   'registry-1.docker.io on 127.0.0.53:53: no such host'),
+    ('no-network', 'Error response from daemon: Get "https://registry-1.docker.io/v2/": dial tcp: lookup '
+                   'registry-1.docker.io: no such host'),
+    ('docker-stopped', 'error during connect: Get "http://lab-host:2375/v1.50/info": dial tcp: lookup lab-host: no '
+                       'such host'),
+    ('pull-limit', 'Error response from daemon: toomanyrequests: You have reached your pull rate limit. You may '
+                   'increase the limit by authenticating and upgrading: '
+                   'https://www.docker.com/increase-rate-limit'),
+    ('pull-limit', 'toomanyrequests: You have reached your unauthenticated pull rate limit. '
+                   'https://www.docker.com/increase-rate-limit'),
+    ('rlimit', 'OCI runtime create failed: crun: setrlimit `RLIMIT_MEMLOCK`: Operation not permitted'),
+    ('rlimit', 'error: rlimit: operation not permitted'),
+    ('token-missing', 'Error response from daemon: invalid mount config for type "bind": bind source path does not '
+                      'exist: /home/ada/lab/.lab/token'),
+    ('token-missing', 'open /home/ada/lab/.lab/token: no such file or directory'),
     ('docker-old', 'Error response from daemon: client version 1.24 is too old. Minimum supported API version is '
                    '1.44'),
     ('driver-mismatch', 'Failed to initialize NVML: Driver/library version mismatch'),
@@ -103,6 +139,22 @@ def test_what_the_message_names_goes_into_the_answer(capsys):
     assert doctor.main(['--explain', 'Bind for 127.0.0.1:9123 failed: port is already allocated']) == 31
     said = capsys.readouterr().out
     assert 'port 9123' in said and "'sport = :9123'" in said
+
+
+@pytest.mark.parametrize('message, told', [
+    (RUNC + 'error setting rlimits for ready process: error setting rlimit type 8: operation not permitted',
+     'the limit (8;'),
+    ('pull access denied for my-lab, repository does not exist', 'has my-lab.'),
+    ('dial tcp: lookup registry-1.docker.io on 127.0.0.53:53: no such host', 'getent hosts registry-1.docker.io ')])
+def test_the_limit_the_image_and_the_server_are_named(message, told, capsys):
+    doctor.main(['--explain', message])
+    assert told in ' '.join(capsys.readouterr().out.split())
+
+
+def test_the_line_to_drop_is_that_of_the_compose_file():
+    (named,) = [line for line in BY_KEY['rlimit'].way_out if 'docker-compose.yml' in line]
+    lines = (ROOT / 'docker-compose.yml').read_text().splitlines()
+    assert '`ulimits:`' in named and len([line for line in lines if line.strip().startswith('ulimits:')]) == 1
 
 
 def test_a_log_is_read_from_a_file_and_its_first_fault_gives_the_status(tmp_path, capsys):

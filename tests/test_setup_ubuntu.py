@@ -34,6 +34,7 @@ case $name in
             case $package in
                 docker-ce) provide docker; provide dockerd ;;
                 docker-compose-*) touch "$STATE/compose" ;;
+                docker-buildx*) touch "$STATE/buildx" ;;
                 nvidia-container-toolkit) provide nvidia-ctk ;;
                 ubuntu-drivers-common) provide ubuntu-drivers ;;
                 code) provide code ;;
@@ -49,7 +50,7 @@ os.makedirs(os.path.dirname(path), exist_ok=True)
 json.dump(settings, open(path, 'w'))
 END
         ;;
-    docker) case $1 in compose) [ -e "$STATE/compose" ] ;; *) echo 'Docker version 29.1.3, build f52814d' ;; esac ;;
+    docker) case $1 in compose | buildx) [ -e "$STATE/$1" ] ;; *) echo 'Docker version 29.1.3, build f52814d' ;; esac ;;
     usermod) echo 'ada docker' > "$STATE/groups" ;;
     curl) while [ $# -gt 0 ]; do [ "$1" != -o ] || echo key > "$2"; shift; done ;;
     systemctl) [ "$1" != get-default ] || echo graphical.target ;;
@@ -260,6 +261,17 @@ class TestDocker:
         assert machine.call('docker').returncode == 0
         installed = (machine.state / 'packages').read_text().split()
         assert 'docker-compose-v2' in installed and 'docker-ce' not in installed
+
+    @pytest.mark.parametrize('engine, buildx', [('docker.io', 'docker-buildx'), ('docker-ce', 'docker-buildx-plugin')])
+    def test_buildx_is_missed_and_brought(self, machine, engine, buildx):
+        (machine.state / 'packages').write_text(f'{engine}\n')
+        (machine.state / 'compose').touch()
+        for name in ('docker', 'dockerd'):
+            (machine.bin / name).symlink_to('stub')
+        assert 'TODO  docker   buildx' in machine.call('--check', 'docker').stdout
+        assert machine.call('docker').returncode == 0
+        assert buildx in (machine.state / 'packages').read_text().split()
+        assert machine.call('--check', 'docker').returncode == 0
 
 
 class TestDisk:

@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from .checks_gpu import check_base_image, check_driver, check_handover, check_local_gpu, check_toolkit, running
 from .facts import Facts, byte_count, version_number
 from .findings import Finding, fault, fault_from_text, ok
 
-Check = Callable[[Facts, str], 'Iterator[Finding]']
+if TYPE_CHECKING:  # as a value this needs a Python newer than 3.8
+    from collections.abc import Callable
+    Check = Callable[[Facts, str], Iterator[Finding]]
+
 GIB = 1024 ** 3
-COMPOSE_WANTED = (2, 1, 1)  # the first with `up --wait`
+COMPOSE_WANTED = (2, 3)  # the first that takes `name:` in a Compose file; `up --wait` came in 2.1.1
 CAP_SYS_RESOURCE = 24
 # Two batches ready for each of four workers, 256 images of 3x224x224 in uint8: what a large recipe keeps in /dev/shm.
 SHM_WANTED = 4 * 2 * 256 * 3 * 224 * 224

@@ -184,7 +184,7 @@ class Facts:
 
     def built(self, lane: str) -> bool:
         """The image of the lane's service is there."""
-        image: str = self.service(lane).get('image') or ''
+        image = self.service(lane).get('image', '')
         return bool(image) and self.host.run('docker', 'image', 'inspect', '--format', '{{.Id}}', image).ok
 
     @property

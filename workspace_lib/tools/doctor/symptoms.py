@@ -61,8 +61,9 @@ SYMPTOMS = (
     Symptom('compose-missing', 12, 'Docker Compose is missing or too old', (
         r"docker: '?compose'? is not a docker command",
         r"unknown (shorthand )?(flag|command):.*(compose|'f' in -f|--wait)",
-        r'docker-compose: command not found', r'unsupported config option for services'),
-        'The plugin of `docker compose` is not installed, or older than 2.1.1 (docker-compose 1.x is of old).',
+        r'docker-compose: command not found', r'unsupported config option for services',
+        r'additional property name is not allowed'),
+        'The plugin of `docker compose` is not installed, or older than 2.3 (docker-compose 1.x is another program).',
         ('scripts/setup_ubuntu.sh docker',
          "sudo apt-get install -y docker-compose-plugin   # Docker's own packages; Ubuntu's: "
          'docker-compose-v2')),
