@@ -15,6 +15,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -121,13 +122,14 @@ def forget(folder: Path) -> None:
         os.close(file)
 
 
-def tree_rss(pid: int) -> int:
-    """Bytes resident in a process and all below it; pages that they share count for each."""
+def tree_pss(pid: int) -> int:
+    """Bytes of a process and all below it in memory; pages that several share count once."""
     total, pids = 0, [pid]
     while pids:
         try:
             at = pids.pop()
-            total += int(Path(f'/proc/{at}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+            pss = re.search(r'^Pss: +(\d+) kB', Path(f'/proc/{at}/smaps_rollup').read_text(), re.MULTILINE)
+            total += int(pss[1]) * 1024 if pss else 0
             for task in Path(f'/proc/{at}/task').iterdir():
                 pids += map(int, (task / 'children').read_text().split())
         except (FileNotFoundError, ProcessLookupError):
@@ -159,7 +161,7 @@ class Bench:
                                     str(self.folder / dest), json.dumps({'val_layout': 'folders', **options})],
                                    env={**os.environ, 'PYTHONPATH': str(ROOT)}, stdout=subprocess.DEVNULL)
         while running.poll() is None:
-            self.peak = max(self.peak, tree_rss(running.pid))
+            self.peak = max(self.peak, tree_pss(running.pid))
             time.sleep(0.1)  # often enough to see the peak, and no load of its own
         if running.returncode:
             raise SystemExit(f'the preparation ended with {running.returncode}')

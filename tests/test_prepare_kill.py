@@ -214,6 +214,12 @@ def test_a_cut_of_the_power_at_any_operation_of_a_unit_loses_nothing(source, fol
     survives_power_cuts(source, folder, around_renames(operations_of(source, folder / 'whole'), phase))
 
 
+def test_a_cut_of_the_power_while_a_copy_gets_its_name_loses_nothing(source, folder):
+    operations = operations_of(source, folder / 'whole')
+    last = max(number for number, name in enumerate(operations, 1) if name == 'copy rename')
+    survives_power_cuts(source, folder, range(last - 6, last + 3))
+
+
 def around_renames(operations: list[str], phase: str) -> range:
     """The operations from the end of one unit to the end of the next but one, where the harm would be done."""
     renames = [number for number, name in enumerate(operations, 1) if name == f'{phase} rename']
