@@ -154,6 +154,14 @@ class TestDriver:
         found = only_fault(host)
         assert (found.symptom, found.status) == ('driver-unreachable', 21)
 
+    def test_a_loaded_module_is_not_called_missing(self, host):
+        host.give_gpu(SMI_FAILED, 9)
+        assert 'not installed' not in only_fault(host).cause
+
+    def test_the_module_without_its_programs(self, host):
+        host.commands = {k: v for k, v in host.commands.items() if not k.startswith('nvidia-smi')}
+        assert only_fault(host).way_out[0].startswith('sudo apt-get install -y nvidia-utils-580')
+
     def not_loaded(self, host: FakeHost) -> None:
         host.give_gpu(SMI_FAILED, 9)
         host.files.pop('/proc/driver/nvidia/version')

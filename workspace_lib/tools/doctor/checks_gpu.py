@@ -37,7 +37,9 @@ def why_not_loaded(facts: Facts) -> tuple[str, list[str]]:
     """The likeliest of the causes, by what lies about: ('', []) when none stands out."""
     host = facts.host
     kernel = host.run('uname', '-r').text
-    if facts.module_version and not host.which('nvidia-smi'):
+    if facts.module_version and host.which('nvidia-smi'):
+        return '', []
+    if facts.module_version:
         return (f'The kernel module {facts.module_version} is loaded, but nvidia-smi is not installed.',
                 [f'sudo apt-get install -y nvidia-utils-{facts.module_version.split(".")[0]}   # or '
                  f'...-server'])
