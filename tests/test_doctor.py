@@ -602,7 +602,7 @@ def test_the_way_on_is_one_that_works(host, name, capsys):
     host.commands[f'{host.root}/scripts/find_python.sh'] = (0, '/usr/bin/python3.12')
     MACHINES[name][0](host)
     fault = next(finding for finding in look(host) if finding.level == 'fail')
-    words = dict(word.split('=') for word in findings.way_on('gpu', fault).split() if '=' in word)
+    words = dict(word.split('=') for word in findings.way_on('gpu', [fault]).split() if '=' in word)
     if words:
         lanes.choose_lane(Facts(host, host.root), words.get('DEVICE', 'auto'), words.get('ENGINE', 'auto'))
     assert bool(words) == (fault.symptom != 'settings')
@@ -629,6 +629,12 @@ class TestCommandLine:
         host.no_daemon(NO_DAEMON)
         assert self.call(host) == 20
         assert '2 faults; mend the first one first' in capsys.readouterr().out
+
+    def test_the_way_on_goes_round_every_fault(self, host, capsys):
+        host.give_gpu(SMI_FAILED, 9)
+        host.no_daemon(NO_DAEMON)
+        self.call(host)
+        assert capsys.readouterr().out.endswith('The way on without it: make up ENGINE=local\n')
 
     def test_json(self, host, capsys):
         assert self.call(host, '--json') == 0

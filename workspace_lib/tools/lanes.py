@@ -68,7 +68,7 @@ def _why(facts: Facts, lane: str, device: str) -> str:
 
 def _refusal(fault: Finding, lane: str) -> str:
     seen = f': {_first_line(fault.seen)}' if fault.seen else ''
-    other = way_on(lane, fault)
+    other = way_on(lane, [fault])
     return (
         f'{fault.said}{seen}\n{_to_mend(fault.cause, fault.way_out)}make doctor says more.'
         + (f' The way on without it: {other}' if other else '')

@@ -50,8 +50,9 @@ def fault_from_text(text: str, otherwise: str, said: str = '', **values: Any) ->
     return fault(found[0].symptom.key, said, seen=found[0].line, **{**values, **found[0].values})
 
 
-def way_on(lane: str, fault: Finding) -> str:
-    """The command that starts the lab on this machine without mending the fault; '' where no lane goes round it."""
-    if 20 <= fault.status < 30 or fault.symptom in ('no-gpu', 'rlimit'):  # the GPU, and what only its service asks for
-        return 'make up DEVICE=cpu'
-    return 'make up ENGINE=local' if 10 <= fault.status < 20 and lane != 'local' else ''
+def way_on(lane: str, faults: list[Finding]) -> str:
+    """The command that starts the lab on this machine without mending them; '' where no lane goes round them."""
+    if lane != 'local' and any(10 <= fault.status < 20 for fault in faults):  # Docker itself: no container at all
+        return 'make up ENGINE=local'
+    gpu_alone = any(20 <= fault.status < 30 or fault.symptom in ('no-gpu', 'rlimit') for fault in faults)
+    return 'make up DEVICE=cpu' if gpu_alone else ''

@@ -24,8 +24,8 @@ def as_text(lane: str, findings: list[Finding]) -> str:
         return '\n'.join(lines)
     several = f'{len(faults)} faults; mend the first one first' if len(faults) > 1 else faults[0].said
     lines.append(f'This lane will not work: {several}.')
-    if way_on(lane, faults[0]):
-        lines.append(f'The way on without it: {way_on(lane, faults[0])}')
+    if way_on(lane, faults):
+        lines.append(f'The way on without it: {way_on(lane, faults)}')
     return '\n'.join(lines)
 
 
