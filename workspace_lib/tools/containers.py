@@ -117,11 +117,12 @@ class Stack:
     def _for_this_gpu(self) -> list[tuple[str, str, str]]:
         driver = Facts(self.host, str(self.root)).driver
         choice = choose_base_image(driver)
-        base = ('BASE_IMAGE', choice.image or GPU_BASE, f'Base image of the GPU lane: {choice.reason}.')
-        archs = arch_list(driver.gpus)
-        if not archs:  # an empty line in .env would stay, and hide what a later look at the GPU finds
-            return [base]
-        return [base, ('TORCH_CUDA_ARCH_LIST', archs, 'Compute capability that the ops are compiled for.')]
+        found = [
+            ('BASE_IMAGE', choice.image or '', f'Base image of the GPU lane: {choice.reason}.'),
+            ('TORCH_CUDA_ARCH_LIST', arch_list(driver.gpus), 'Compute capability that the ops are compiled for.'),
+        ]
+        # An empty line, or a guess, would stay in .env and hide what a later look at the GPU finds.
+        return [setting for setting in found if setting[1]]
 
     # --- calls --------------------------------------------------------------------------------------
 
