@@ -122,7 +122,7 @@ class Plan:
         say('time       about ' + ', '.join(f'{name} {time_text(seconds)}' for name, seconds in times) +
             f', with {workers} processes on a disk of {bytes_text(rate)}/s ' +
             ('(as fast as the archives are read)' if measured else '(assumed), downloads not counted'))
-        self.check_room(archives.items())
+        self.check_room(archives.items() if self.pending else ())
         say('space      enough. Nothing was written: --dry-run')
         return {}
 
