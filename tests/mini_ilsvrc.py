@@ -231,10 +231,10 @@ def count_of(log: str, where: str) -> int:
 
 
 def tree_of(dest: Path) -> dict[str, str | None]:
-    """Every file below with the hash of its content, every folder with None; but for the lock, which names a process
+    """Every file below with the hash of its content, every folder with None; but for locks, which name a process
     where that was killed."""
     return {str(path.relative_to(dest)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-            for path in sorted(dest.rglob('*')) if path != dest / '.prepare/lock'}
+            for path in sorted(dest.rglob('*')) if path.name not in ('lock', '.download.lock')}
 
 
 if __name__ == '__main__':

@@ -1,14 +1,19 @@
 """COCO prepared from a miniature behind a local server: downloads that break off, archives, annotations."""
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.server
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ import mini_ilsvrc as mini
 import numpy as np
 import pytest
 
-from workspace_lib.tools.prepare import PrepareError, Status, cli, download, prepare_coco, slim, verify_tree
+from workspace_lib.tools.prepare import PrepareError, Status, cli, download, engine, prepare_coco, run, slim, verify_tree
 from workspace_lib.tools.prepare.archives import Archive
 from workspace_lib.tools.prepare.coco import CocoFacts
 from workspace_lib.tools.prepare.disk import Disk
@@ -54,6 +59,7 @@ class Server:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.limit, self.breaks, self.ranges = 0, 0, True
+        self.on_break: Callable[[], object] = lambda: None
         self.asked: list[tuple[str, str | None]] = []
 
     def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -72,6 +78,9 @@ class Server:
         breaks = self.breaks > 0 and len(data) - start > self.limit
         self.breaks -= breaks
         handler.wfile.write(data[start:start + self.limit] if breaks else data[start:])
+        if breaks:
+            handler.wfile.flush()
+            self.on_break()
 
 
 @pytest.fixture
@@ -216,7 +225,7 @@ def test_a_wrong_file_is_deleted(server, tmp_path):
     server[0].files['zips/val2017.zip'] = bytes(data)
     message = refused(server, tmp_path / 'coco', Status.DOWNLOAD)
     assert 'gave a wrong val2017.zip, which was deleted' in message and 'has the MD5' in message
-    assert {path.name for path in (tmp_path / 'coco/archives').iterdir()} == {'annotations_trainval2017.zip'}
+    assert {path.name for path in (tmp_path / 'coco/archives').iterdir()} == {'annotations_trainval2017.zip', run.LOCK}
 
 
 @pytest.fixture
@@ -343,6 +352,136 @@ def test_a_dry_run_downloads_nothing(server, tmp_path, capsys):
     assert cli.main(argv, server[2]) == 0
     assert 'to download, MD5 to be checked' in capsys.readouterr().out
     assert server[0].asked == [] and not (tmp_path / 'coco').exists()
+
+
+# Killed, or at work twice
+
+def program(server: tuple[Server, str, CocoFacts], folder: Path, dest: Path, kill: str = '0') -> subprocess.Popen:
+    """The command line of a process of its own, which ends as `mini_ilsvrc` says; its log lies in `folder`."""
+    (folder / 'facts').write_text(mini.facts_text(server[2]))
+    command = [sys.executable, mini.__file__, str(folder / 'facts'), kill, 'coco', str(dest), '--mirror', server[1],
+               '--resize', '24', '--no-progress']
+    return subprocess.Popen(command, env={**os.environ, 'PYTHONPATH': str(Path(engine.__file__).parents[3])})
+
+
+def tree_of(dest: Path) -> dict[str, str | None]:
+    """All but the times and inodes of its own archives."""
+    return {name: digest for name, digest in mini.tree_of(dest).items() if name != '.prepare/md5.json'}
+
+
+@pytest.fixture
+def reference(server, tmp_path: Path) -> tuple[dict[str, str | None], str]:
+    """What an uninterrupted run leaves, and the log of its operations."""
+    assert program(server, tmp_path, tmp_path / 'reference').wait(60) == 0
+    return tree_of(tmp_path / 'reference'), (tmp_path / 'facts.log').read_text()
+
+
+def killed_and_run_again(server: Any, folder: Path, reference: tuple[dict[str, str | None], str], kill: str) -> None:
+    dest = folder / 'killed' / kill
+    assert program(server, folder, dest, kill).wait(60) == -signal.SIGKILL, f'{kill} had ended before it was killed'
+    assert tree_of(dest) != reference[0], f'{kill} was finished when it was killed'
+    assert program(server, folder, dest).wait(60) == 0
+    assert tree_of(dest) == reference[0], f'killed at {kill}'
+
+
+def test_coco_killed_six_times_and_run_again_ends_with_the_same_tree(server, tmp_path, reference):
+    for where in ('', 'checks.write'):
+        count = mini.count_of(reference[1], where) - 1
+        for number in range(3):
+            killed_and_run_again(server, tmp_path, reference, f'{where}:{count * (1 + 2 * number) // 6 + 1}')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_coco_killed_at_any_operation_and_run_again_ends_with_the_same_tree(server, tmp_path, reference):
+    for at in range(1, mini.count_of(reference[1], '')):  # after the last the tree is complete
+        killed_and_run_again(server, tmp_path, reference, f':{at}')
+
+
+def test_killed_within_a_download_it_goes_on_where_it_was(server, tmp_path, reference):
+    serving, dest = server[0], tmp_path / 'killed'
+    part = dest / 'archives/annotations_trainval2017.zip.part'
+
+    def kill() -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not (part.exists() and part.stat().st_size == serving.limit):
+            time.sleep(0.01)
+        process.kill()
+        process.wait(60)
+    serving.limit, serving.breaks, serving.on_break = 4000, 1, kill
+    process = program(server, tmp_path, dest)
+    assert process.wait(60) == -signal.SIGKILL
+    assert part.stat().st_size == serving.limit
+    assert program(server, tmp_path, dest).wait(60) == 0
+    assert serving.asked[-3] == ('annotations/annotations_trainval2017.zip', 'bytes=4000-')
+    assert tree_of(dest) == reference[0]
+
+
+class Recording(Disk):
+    """Remembers what is done to the disk, and raises at a rename that is not to be."""
+
+    def __init__(self, no_rename_of: str = 'none') -> None:
+        self.done: list[tuple[str, str]] = []
+        self.no_rename_of = no_rename_of
+
+    def sync_file(self, path: Path) -> None:
+        super().sync_file(path)
+        self.done.append(('sync_file', path.name))
+
+    def sync_folder(self, path: Path) -> None:
+        super().sync_folder(path)
+        self.done.append(('sync_folder', path.name))
+
+    def rename(self, source: Path, target: Path) -> None:
+        if target.name == self.no_rename_of:
+            raise KeyboardInterrupt
+        super().rename(source, target)
+        self.done.append(('rename', target.name))
+
+
+def test_an_archive_has_its_name_once_it_is_on_the_disk(server, tmp_path):
+    prepare(server, tmp_path / 'coco', disk=(disk := Recording()))
+    for name in ('train2017.zip', 'val2017.zip', 'annotations_trainval2017.zip'):
+        at = disk.done.index(('rename', name))
+        assert ('sync_file', f'{name}.part') in disk.done[:at]
+        assert disk.done[at + 1] == ('sync_folder', 'archives')
+
+
+def test_a_download_that_was_found_right_is_not_read_again(server, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        prepare(server, tmp_path / 'coco', disk=Recording('train2017.zip'))
+    assert (tmp_path / 'coco/archives/train2017.zip.part').exists()
+    monkeypatch.setattr('workspace_lib.tools.prepare.archives._md5', lambda meter, path: 'read again')
+    asked = len(server[0].asked)
+    prepare(server, tmp_path / 'coco')
+    assert len(server[0].asked) == asked
+    assert (tmp_path / 'coco/archives/train2017.zip').exists()
+
+
+def test_two_runs_do_not_fetch_into_the_same_folder(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, 'LOCK_PATIENCE', 0.1)
+    shared = tmp_path / 'shared'
+    shared.mkdir()
+    with (shared / run.LOCK).open('w') as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert f'{shared}/{run.LOCK}' in refused(server, tmp_path / 'coco', Status.BUSY, archives=shared)
+    assert server[0].asked == []
+    prepare(server, tmp_path / 'coco', archives=shared)
+    prepare(server, tmp_path / 'other', archives=shared)
+    assert len(server[0].asked) == 3
+
+
+def test_what_another_run_brought_meanwhile_is_not_fetched_but_checked(server, tmp_path, monkeypatch):
+    shared, real = tmp_path / 'shared', run.lock
+
+    def late(path: Path) -> int:
+        if path.parent == shared:
+            (shared / 'val2017.zip').write_bytes(server[0].files['zips/val2017.zip'][:-1] + b'x')
+        return real(path)
+    monkeypatch.setattr(run, 'lock', late)
+    message = refused(server, tmp_path / 'coco', Status.ARCHIVE, archives=shared, splits=['val'])
+    assert f'{shared}/val2017.zip has the MD5' in message
+    assert [name for name, _ in server[0].asked] == ['annotations/annotations_trainval2017.zip']
 
 
 # Annotations read piece by piece

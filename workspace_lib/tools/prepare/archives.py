@@ -22,6 +22,7 @@ from .errors import PrepareError, Status
 from .pool import Meter
 
 BLOCK = 1 << 20
+PART = '.part'
 SOON = 50 << 20  # bytes whose sum is there before a bar could be read
 Images = Iterator[tuple[str, Callable[[], bytes]]]
 
@@ -56,7 +57,7 @@ def check_md5(job: Job, archives: dict[Path, Archive]) -> None:
         return
     size = sum(path.stat().st_size for path in todo)
     sums = job.pool.run(_md5, [(path,) for path in todo], 'MD5' if size > SOON else '', size)
-    known.update({path.name: [*_identity(path), md5] for path, md5 in zip(todo, sums, strict=True)
+    known.update({_key(path): [*_identity(path), md5] for path, md5 in zip(todo, sums, strict=True)
                   if md5 == archives[path].md5})
     job.replace(store, [as_json(known)])
     for path, md5 in zip(todo, sums, strict=True):
@@ -84,7 +85,17 @@ def _known(job: Job) -> tuple[Path, dict[str, list]]:
 
 def is_known(job: Job, path: Path) -> bool:
     """Whether an earlier run has found its MD5 right, and it has not changed since."""
-    return _known(job)[1].get(path.name, [])[:3] == _identity(path)
+    return _known(job)[1].get(_key(path), [])[:3] == _identity(path)
+
+
+def part_of(path: Path) -> Path:
+    """The name of an archive for as long as it is fetched."""
+    return path.with_name(path.name + PART)
+
+
+def _key(path: Path) -> str:
+    """A file that has come whole, and is renamed now, need not be read again."""
+    return path.name.removesuffix(PART)
 
 
 def _md5(meter: Meter, path: Path) -> str:

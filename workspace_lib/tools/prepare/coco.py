@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .archives import Archive, Zip, check_names
+from .archives import Archive, Zip, check_names, part_of
 from .download import download
 from .engine import Tree, Unit, Writer, read_listing
 from .errors import PrepareError, Status
@@ -42,14 +42,10 @@ def archives(facts: CocoFacts, folder: Path, splits: tuple[str, ...]) -> dict[Pa
 
 
 def fetch(archive: Archive, path: Path, mirror: str, show_progress: bool) -> None:
-    """Bring an archive to `path + '.part'`."""
+    """Bring an archive to `part_of(path)`."""
     place = 'annotations' if 'annotations' in archive.name else 'zips'
     path.parent.mkdir(parents=True, exist_ok=True)
     download(f'{mirror.rstrip("/")}/{place}/{archive.name}', part_of(path), archive.size, show_progress)
-
-
-def part_of(path: Path) -> Path:
-    return path.with_name(path.name + '.part')
 
 
 def plan(facts: CocoFacts, folder: Path, splits: tuple[str, ...]) -> list[Unit]:

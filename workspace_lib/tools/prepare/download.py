@@ -81,6 +81,7 @@ def _attempt(url: str, part: Path, size: int | None, show_progress: bool) -> Non
         with part.open('ab' if start else 'wb') as file, bar:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
+                file.flush()  # a kill loses no more than the next piece
                 bar.update(len(chunk))
     if total is not None and _size(part) < total:
         raise ConnectionError(f'the connection ended after {_size(part):,} of {total:,} bytes')

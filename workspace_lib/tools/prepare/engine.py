@@ -220,7 +220,7 @@ class Job:
 
     def __enter__(self) -> Job:
         self.disk.make_folder(self.tree.state)
-        self._lock = _lock(self.tree.state / 'lock')
+        self._lock = lock(self.tree.state / 'lock')
         try:
             self._check_options()
             self._clear_work()
@@ -233,8 +233,7 @@ class Job:
         if isinstance(error, OSError):  # a full disk should not stay full of what will be made again
             with suppress(OSError):
                 self._clear_work()
-        os.ftruncate(self._lock, 0)
-        os.close(self._lock)
+        unlock(self._lock)
 
     def _check_options(self) -> None:
         path = self.tree.state / 'options.json'
@@ -331,7 +330,7 @@ def _build(meter: Meter, unit: Unit, tree: Tree, disk: Disk, count_files: bool) 
         raise PrepareError(f'{unit.name}: {error}', error.status) from error
 
 
-def _lock(path: Path) -> int:
+def lock(path: Path) -> int:
     """An exclusive lock that ends with this process and its workers, however they end."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     deadline = time.monotonic() + LOCK_PATIENCE
@@ -349,3 +348,8 @@ def _lock(path: Path) -> int:
     os.ftruncate(file, 0)
     os.pwrite(file, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)
     return file
+
+
+def unlock(file: int) -> None:
+    os.ftruncate(file, 0)
+    os.close(file)

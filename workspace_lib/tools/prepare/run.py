@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import coco, imagenet
-from .archives import Archive, Zip, check_md5, check_size
+from .archives import Archive, Zip, check_md5, check_size, part_of
 from .coco import CocoFacts
 from .disk import Disk
 from .download import check_address
-from .engine import MANIFEST, Job, Unit, Writer, some
+from .engine import MANIFEST, Job, Unit, Writer, lock, some, unlock
 from .errors import PrepareError, Status, system_errors
 from .imagenet import Subset
 from .plan import Plan
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .images import Size
 
 Say = Callable[[str], object]
+LOCK = '.download.lock'  # in the folder of the archives, which several runs may share
 PathLike = str | os.PathLike[str]
 
 
@@ -223,23 +224,37 @@ def prepare_coco(dest: PathLike, *, archives: PathLike | None = None, mirror: st
 
 
 def bring(job: Job, wanted: dict[Path, Archive], mirror: str, progress: bool) -> None:
-    """Archives that are there are checked; the others downloaded, and given their names once their MD5 is right."""
+    """Archives that are there are checked; the others downloaded, by one run at a time, and checked."""
     there = {path: archive for path, archive in wanted.items() if path.is_file()}
     for path, archive in there.items():
         check_size(path, archive)
     check_md5(job, there)
-    for path, archive in wanted.items():
-        if path in there:
-            continue
-        coco.fetch(archive, path, mirror, progress)
-        part = coco.part_of(path)
+    missing = {path: archive for path, archive in wanted.items() if path not in there}
+    for folder in {path.parent for path in missing}:
+        job.disk.make_folder(folder)
+        held = lock(folder / LOCK)
         try:
-            check_md5(job, {part: archive})
-        except PrepareError as error:
-            part.unlink()
-            raise PrepareError(f'{mirror} gave a wrong {archive.name}, which was deleted: {error}',
-                               Status.DOWNLOAD) from error
-        part.rename(path)
+            for path, archive in missing.items():
+                if not path.is_file():  # another run may have brought it before this one had the lock
+                    bring_one(job, path, archive, mirror, progress)
+            check_md5(job, missing)
+        finally:
+            unlock(held)
+
+
+def bring_one(job: Job, path: Path, archive: Archive, mirror: str, progress: bool) -> None:
+    """Download an archive; it has its name once its bytes are on the disk, and their MD5 is right."""
+    part = part_of(path)
+    coco.fetch(archive, path, mirror, progress)
+    job.disk.sync_file(part)
+    try:
+        check_md5(job, {part: archive})
+    except PrepareError as error:
+        job.disk.remove(part)
+        raise PrepareError(f'{mirror} gave a wrong {archive.name}, which was deleted: {error}',
+                           Status.DOWNLOAD) from error
+    job.disk.rename(part, path)
+    job.disk.sync_folder(path.parent)
 
 
 def verify_tree(dest: PathLike, *, workers: int | None = None, progress: bool = True) -> list[str]:
