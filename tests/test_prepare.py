@@ -24,8 +24,8 @@ import pytest
 from workspace_lib.datasets import ImageNet, decode
 from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, images, prepare_imagenet, verify_tree
 from workspace_lib.tools.prepare.disk import Disk
-from workspace_lib.tools.prepare.errors import MEANING
-from workspace_lib.tools.prepare.sources import ImageNetFacts, read_devkit
+from workspace_lib.tools.prepare.errors import MEANING, system_errors
+from workspace_lib.tools.prepare.sources import ImageNetFacts, find_source, read_devkit
 
 ROOT = Path(engine.__file__).parents[3]
 
@@ -222,10 +222,18 @@ def test_a_file_that_is_not_the_archive_is_not_deleted(archives, tmp_path):
 def test_copies_are_not_made_of_an_unfinished_tree(made, tmp_path):
     assert 'not finished' in refused((None, None), tmp_path / 'tree', Status.DIFFERENT, short=24)
     prepare(made, tmp_path / 'tree', subset='2')
-    assert "'subset': '2'" in refused((None, None), tmp_path / 'tree', Status.USAGE, short=24)
+    assert 'was made with --subset 2, ' in refused((None, None), tmp_path / 'tree', Status.USAGE, short=24)
     shutil.rmtree(tmp_path / 'tree/train' / mini.wnids()[1])
     message = refused((None, None), tmp_path / 'tree', Status.DIFFERENT, short=24, subset='2')
     assert f'lacks train/{mini.wnids()[1]}; give ARCHIVES' in message
+
+
+def test_any_folder_of_kaggles_download_may_be_given(tmp_path):
+    facts = mini.make_kaggle(tmp_path)
+    for name in ('', 'ILSVRC', 'ILSVRC/Data', 'ILSVRC/Data/CLS-LOC'):
+        assert find_source(tmp_path / name, facts).folder == tmp_path
+    with pytest.raises(PrepareError, match='lacks ILSVRC2012_devkit'):
+        find_source(tmp_path / 'ILSVRC/Data/CLS-LOC/train', facts)
 
 
 # Subsets
@@ -250,7 +258,9 @@ def test_a_subset_that_says_nothing_is_refused(made, tmp_path, subset):
 def test_a_tree_is_not_mixed_of_different_options(made, tmp_path):
     prepare(made, tmp_path / 'tree', subset='2')
     message = refused(made, tmp_path / 'tree', Status.USAGE, subset='3')
-    assert "'subset': '2'" in message and "'subset': '3'" in message and 'another folder' in message
+    assert 'was made with --subset 2, and this run is for --subset 3;' in message and 'another folder' in message
+    message = refused(made, tmp_path / 'tree', Status.USAGE, val_layout='folders')
+    assert 'with --subset 2, --val-layout flat, and this run is for no --subset, --val-layout folders' in message
 
 
 # Copies
@@ -547,7 +557,8 @@ class Statvfs(Disk):
 
 def test_too_little_space_is_found_before_anything_is_unpacked(made, tmp_path):
     message = refused(made, tmp_path / 'tree', Status.SPACE, disk=Statvfs(100_000, 10**9))
-    assert '0.00 GB free' in message and 'too few' in message
+    assert '100.0 kB free' in message and 'B too few' in message
+    assert 'or try --subset' in message
     assert {path.name for path in (tmp_path / 'tree').iterdir()} == {'.prepare'}
     assert {path.name for path in (tmp_path / 'tree/.prepare').iterdir()} == {'lock', 'md5.json'}
 
@@ -708,6 +719,41 @@ def test_a_real_read_only_target(made, small_disk):
     assert 'must be writable' in message and 'make prepare' in message
 
 
+def explained(error: OSError, dest: Path) -> PrepareError:
+    with pytest.raises(PrepareError) as caught, system_errors(dest):
+        raise error
+    return caught.value
+
+
+def test_an_archive_that_cannot_be_read_is_not_a_matter_of_the_target(archives, tmp_path, monkeypatch):
+    path = archives[0] / 'ILSVRC2012_img_val.tar'
+    monkeypatch.setattr(os, 'access', lambda place, mode: not (Path(place) == path and mode == os.R_OK))  # root may all
+    error = explained(PermissionError(errno.EACCES, 'Permission denied', str(path)), tmp_path / 'tree')
+    assert error.status == Status.ARCHIVE and f'{path}: Permission denied; it must be readable' in str(error)
+    part = archives[0] / 'train2017.zip.part'
+    error = explained(PermissionError(errno.EACCES, 'Permission denied', str(part)), tmp_path / 'tree')
+    assert error.status == Status.TARGET and f'{archives[0]} must be writable' in str(error)
+
+
+def test_a_part_on_another_disk_is_explained(made, tmp_path):
+    class OtherDisk(Disk):
+        def rename(self, source: Path, target: Path) -> None:
+            if target.parent.name == 'train':
+                raise OSError(errno.EXDEV, 'Invalid cross-device link', str(source), None, str(target))
+            super().rename(source, target)
+    message = refused(made, tmp_path / 'tree', Status.TARGET, disk=OtherDisk())
+    assert f'{tmp_path}/tree/train/' in message and f'is on another disk than {tmp_path}/tree/.prepare' in message
+    assert 'Remove that link' in message
+
+
+@pytest.mark.parametrize('dest', ['file', 'file/tree'])
+def test_a_file_in_the_place_of_the_target_is_named(made, tmp_path, dest):
+    (tmp_path / 'file').write_text('mine')
+    message = refused(made, tmp_path / dest, Status.TARGET)
+    assert f'{tmp_path}/file' in message and 'Give another DEST' in message
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
 def test_a_second_run_at_the_same_time_is_refused(made, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, 'LOCK_PATIENCE', 0.1)
     (tmp_path / 'tree/.prepare').mkdir(parents=True)
@@ -866,9 +912,16 @@ def test_verify_names_a_copy_that_no_finished_run_made(made, tmp_path, monkeypat
 
 
 def test_verify_of_an_unfinished_tree_says_so(tmp_path):
-    with pytest.raises(PrepareError, match='not finished') as caught:
+    with pytest.raises(PrepareError, match='not finished.* both ARCHIVES and DEST') as caught:
         verify_tree(tmp_path, workers=1)
     assert caught.value.status == Status.DIFFERENT
+
+
+def test_a_forgotten_dest_is_told_how_to_go_on(archives, capsys):
+    assert cli.main(['imagenet', str(archives[0]), '--resize', '24'], archives[1]) == Status.DIFFERENT
+    message = capsys.readouterr().err
+    assert f'{archives[0]} is not its folder' in message and 'both ARCHIVES and DEST' in message
+    assert '--verify' not in message
 
 
 # The command line

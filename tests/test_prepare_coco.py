@@ -347,6 +347,14 @@ def test_one_split_alone(server, tmp_path, splits):
     assert {*manifest['parts']} == {'annotations', f'{splits[0]}2017', f'{splits[0]}2017_short24'}
 
 
+def test_too_little_space_for_coco_names_no_option_of_imagenet(server, tmp_path):
+    class Full(Disk):
+        def free(self, path: Path) -> tuple[int, int | None]:
+            return 100, None
+    message = refused(server, tmp_path / 'coco', Status.SPACE, disk=Full())
+    assert '0.1 kB free' in message and 'subset' not in message
+
+
 def test_a_dry_run_downloads_nothing(server, tmp_path, capsys):
     argv = ['coco', str(tmp_path / 'coco'), '--mirror', server[1], '--dry-run', '--resize', '24']
     assert cli.main(argv, server[2]) == 0

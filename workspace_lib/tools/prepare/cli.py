@@ -8,8 +8,7 @@ from typing import Any
 
 from .coco import MIRROR, CocoFacts
 from .disk import Disk
-from .errors import MEANING, PrepareError, Status
-from .estimate import bytes_text
+from .errors import MEANING, PrepareError, Status, bytes_text
 from .run import prepare_coco, prepare_imagenet, verify_tree
 from .sources import ImageNetFacts
 

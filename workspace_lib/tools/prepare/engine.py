@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .disk import Disk
-from .errors import PrepareError, Status, damaged_record
+from .errors import PrepareError, Status, bytes_text, damaged_record
 from .pool import Meter, Pool
 
 MANIFEST = 'meta/manifest.json'
@@ -203,6 +203,12 @@ def build(unit: Unit, tree: Tree, disk: Disk, meter: Meter, count_files: bool = 
     disk.sync_folder(tree.folder(unit.name).parent)
 
 
+def _spelled(option: str, value: Any) -> str:
+    """As it is written on the command line."""
+    name = {'subset': '--subset', 'val': '--val-layout', 'splits': '--splits', 'dataset': 'the data set'}[option]
+    return f'{name} {",".join(value) if isinstance(value, list) else value}' if value else f'no {name}'
+
+
 class Job:
     """One run on one target folder, which it locks: a context manager.
 
@@ -242,8 +248,11 @@ class Job:
         with damaged_record(path, 'and give the options that the tree was made with'):
             before = json.loads(path.read_text())
         if before != self.options:
-            raise PrepareError(f'{self.tree.dest} was made with {before}, but this run is for {self.options}; use the '
-                               'same options, or another folder', Status.USAGE)
+            keys = sorted(key for key in {*before, *self.options} if before.get(key) != self.options.get(key))
+            made, asked = (', '.join(_spelled(key, options.get(key)) for key in keys)
+                           for options in (before, self.options))
+            raise PrepareError(f'{self.tree.dest} was made with {made}, and this run is for {asked}; give the options '
+                               'that it was made with, or another folder', Status.USAGE)
 
     def _clear_work(self) -> None:
         for left_by_a_kill in sorted(self.tree.work.iterdir()) if self.tree.work.exists() else ():
@@ -257,9 +266,10 @@ class Job:
         free, inodes = self.disk.free(place)
         need = size + files * self.disk.block_size(place)  # a file wastes half a block; folders, listings
         if need > free:
-            raise PrepareError(f'{target} has {free / 1e9:,.2f} GB free, and {need / 1e9:,.2f} GB are still to '
-                               f'be written; {(need - free) / 1e9:,.2f} GB too few. Free some, mount a larger disk '
-                               '(DATASET_DIR), or try --subset', Status.SPACE)
+            try_less = ', or try --subset' * (self.options['dataset'] == 'imagenet')
+            raise PrepareError(f'{target} has {bytes_text(free)} free, and {bytes_text(need)} are still to be '
+                               f'written; {bytes_text(need - free)} too few. Free some, mount a larger disk '
+                               f'(DATASET_DIR){try_less}', Status.SPACE)
         if inodes is not None and files > inodes:
             raise PrepareError(f'the file system of {target} has {inodes:,} inodes left for {files:,} files '
                                '(df -i); no number of free gigabytes helps. Use another file system', Status.SPACE)

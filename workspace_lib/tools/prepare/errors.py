@@ -5,6 +5,7 @@ In: a message, or an OSError. Out: `PrepareError`, whose status a script can act
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -39,6 +40,7 @@ MEANING = {
     Status.INTERRUPTED: 'Ctrl-C; the next run goes on',
 }
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_FOLDER = (errno.EEXIST, errno.ENOTDIR)
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -73,11 +75,34 @@ def system_errors(dest: Path) -> Iterator[None]:
 
 
 def _explained(error: OSError, dest: Path) -> PrepareError:
-    place = error.filename or dest
+    place = Path(error.filename or dest)
     if error.errno in _OUT_OF_SPACE:
         return PrepareError(f'the disk is full at {place} ({error.strerror}); what is finished stays: free some space '
                             '(df -h, df -i) and run the same command again', Status.SPACE)
+    if error.errno in (errno.EACCES, errno.EPERM) and _is_unreadable(place):
+        return PrepareError(f'{place}: {error.strerror}; it must be readable for you (ls -l, chmod)', Status.ARCHIVE)
     if error.errno in _NOT_WRITABLE:
-        return PrepareError(f'{place}: {error.strerror}; {dest} must be writable for you. In the lab /dataset is '
+        folder = dest if place.is_relative_to(dest) else place.parent
+        return PrepareError(f'{place}: {error.strerror}; {folder} must be writable for you. In the lab /dataset is '
                             'read-only: use `make prepare`', Status.TARGET)
+    if error.errno == errno.EXDEV:
+        return PrepareError(f'{error.filename2} is on another disk than {dest}/.prepare, so that no folder can be '
+                            f'renamed to it. Remove that link or mount, and have all of {dest} on the other disk',
+                            Status.TARGET)
+    if error.errno in _NO_FOLDER:
+        return PrepareError(f'{place}: {error.strerror}; {dest}, and what it lies in, must be folders. Give another '
+                            'DEST, or move away what is in its place', Status.TARGET)
     return PrepareError(f'{error}; run the same command again to go on')
+
+
+def _is_unreadable(place: Path) -> bool:
+    """Whether reading is what was refused."""
+    return (os.path.lexists(place.parent) and not os.access(place.parent, os.X_OK)
+            or os.path.lexists(place) and not os.access(place, os.R_OK))
+
+
+def bytes_text(amount: float) -> str:
+    for unit, size in (('TB', 1e12), ('GB', 1e9), ('MB', 1e6)):
+        if amount >= size:
+            return f'{amount / size:,.1f} {unit}'
+    return f'{amount / 1e3:,.1f} kB'

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .archives import BLOCK, Archive
-from .errors import PrepareError, Status
+from .errors import PrepareError, Status, bytes_text
 from .pool import Meter
 
 if TYPE_CHECKING:
@@ -69,13 +69,6 @@ def read_rate(paths: Iterable[Path]) -> float | None:
                 count += len(block)
         return max(count, 1) / (time.perf_counter() - start)
     return None
-
-
-def bytes_text(amount: float) -> str:
-    for unit, size in (('TB', 1e12), ('GB', 1e9), ('MB', 1e6)):
-        if amount >= size:
-            return f'{amount / size:,.1f} {unit}'
-    return f'{amount / 1e3:,.1f} kB'
 
 
 def time_text(seconds: float) -> str:

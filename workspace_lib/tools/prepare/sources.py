@@ -19,6 +19,7 @@ from .pool import Meter
 WNID = re.compile(r'n\d{8}')
 VAL_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
 KAGGLE = 'ILSVRC/Data/CLS-LOC'
+KAGGLE_ENTRIES = ('ILSVRC', 'ILSVRC/Data', KAGGLE)  # any of them may be given
 TEST_IMAGES = 100_000
 IMAGE_BYTES = 115_000  # mean over the train images; where the number of images is not known yet
 
@@ -211,8 +212,8 @@ def find_source(folder: Path, facts: ImageNetFacts, test: bool = False) -> Sourc
     Raises:
         PrepareError: neither all the archives nor Kaggle's folders; names what is missing.
     """
-    for base in (folder, folder.parent):
-        if (base / KAGGLE).is_dir() and (base == folder or folder.name == 'ILSVRC'):
+    for base in (folder, *folder.absolute().parents[:3]):
+        if (base / KAGGLE).is_dir() and folder.absolute() in (base.absolute(), *map(base.__truediv__, KAGGLE_ENTRIES)):
             return Kaggle(base, facts)
     source = Official(folder, facts)
     archives = source.archives(test)
