@@ -84,14 +84,14 @@ def _described(tree: Tree, unit: str) -> dict[str, Any]:
 def read_manifest(dest: Path) -> dict[str, Any]:
     path = dest / MANIFEST
     if not path.is_file():
-        raise PrepareError(f'{path} is not there: the tree is not finished, or {dest} is not its folder. Run the command '
-                           'that makes it to its end first; for ImageNet that names both ARCHIVES and DEST',
+        raise PrepareError(f'{path} is not there: the tree is not finished, or {dest} is not its folder. First run '
+                           'the command that makes it to its end; for ImageNet that names both ARCHIVES and DEST',
                            Status.DIFFERENT)
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise PrepareError(f'{path} is damaged ({error}); remove it, and run the command that made the tree', Status.DIFFERENT
-                           ) from error
+        raise PrepareError(f'{path} is damaged ({error}); remove it, and run the command that made the tree',
+                           Status.DIFFERENT) from error
 
 
 def verify(dest: Path, pool: Pool) -> list[str]:
