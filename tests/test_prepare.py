@@ -953,6 +953,26 @@ def test_a_dry_run_says_sizes_and_times_and_writes_nothing(made, tmp_path, capsy
     assert caught.value.status == Status.SPACE
 
 
+def test_options_may_stand_anywhere(made, tmp_path, capsys):
+    assert cli.main(['imagenet', str(made[0]), '--dry-run', str(tmp_path / 'tree'), '--subset', '2'], made[1]) == 0
+    assert f'to write   {tmp_path}/tree' in capsys.readouterr().out
+    for argv in ([], ['mnist'], ['imagenet'], ['imagenet', 'a', 'b', 'c']):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(argv, made[1])
+        assert caught.value.code == Status.USAGE
+
+
+def test_a_dry_run_is_refused_for_what_the_run_would_be(made, tmp_path, monkeypatch):
+    prepare(made, tmp_path / 'tree', subset='2')
+    assert 'with --subset 2' in refused(made, tmp_path / 'tree', Status.USAGE, subset='3', dry_run=True)
+    (tmp_path / 'file').write_text('mine')
+    assert 'Give another DEST' in refused(made, tmp_path / 'file/tree', Status.TARGET, dry_run=True)
+    monkeypatch.setattr(os, 'access', lambda place, mode: not (Path(place) == tmp_path and mode & os.W_OK))
+    message = refused(made, tmp_path / 'other/tree', Status.TARGET, dry_run=True)
+    assert f'{tmp_path}/other/tree must be writable' in message
+    assert not (tmp_path / 'other').exists()
+
+
 def test_the_readme_lists_every_status_and_option():
     text = (ROOT / 'datasets/README.md').read_text()
     for status in Status:

@@ -21,7 +21,17 @@ import mini_ilsvrc as mini
 import numpy as np
 import pytest
 
-from workspace_lib.tools.prepare import PrepareError, Status, cli, download, engine, prepare_coco, run, slim, verify_tree
+from workspace_lib.tools.prepare import (
+    PrepareError,
+    Status,
+    cli,
+    download,
+    engine,
+    prepare_coco,
+    run,
+    slim,
+    verify_tree,
+)
 from workspace_lib.tools.prepare.archives import Archive
 from workspace_lib.tools.prepare.coco import CocoFacts
 from workspace_lib.tools.prepare.disk import Disk
@@ -326,7 +336,8 @@ def test_copies_of_a_tree_that_is_there_need_room(server, tmp_path):
     (json.dumps({**instances('val'), 'categories': []}), 'expected 3 categories')])
 def test_annotations_that_are_none_are_named(server, archives, tmp_path, text, message):
     path = archives / 'annotations_trainval2017.zip'
-    path.write_bytes(zipped({'annotations/instances_val2017.json': text.encode()}))
+    path.write_bytes(zipped({'annotations/instances_train2017.json': json.dumps(instances('train')).encode(),
+                             'annotations/instances_val2017.json': text.encode()}))
     facts = CocoFacts(**{**vars(server[2]), 'annotations': Archive(path.name)})
     found = refused(server, tmp_path / 'coco', Status.ARCHIVE, archives=archives, splits=['val'], facts=facts)
     assert f'{path}: instances_val2017.json: ' in found and message in found and 'etch' in found
@@ -353,6 +364,34 @@ def test_too_little_space_for_coco_names_no_option_of_imagenet(server, tmp_path)
             return 100, None
     message = refused(server, tmp_path / 'coco', Status.SPACE, disk=Full())
     assert '0.1 kB free' in message and 'subset' not in message
+
+
+@pytest.mark.parametrize('first, then', [('val', ['train', 'val']), ('val', ['train']), ('train', ['val'])])
+def test_a_split_can_be_added(server, tmp_path, first, then):
+    prepare(server, tmp_path / 'both')
+    prepare(server, tmp_path / 'coco', splits=[first], remove_archives=True)
+    server[0].asked.clear()
+    prepare(server, tmp_path / 'coco', splits=then)
+    assert [name for name, _ in server[0].asked] == [f'zips/{"train" if first == "val" else "val"}2017.zip']
+    assert verify_tree(tmp_path / 'coco', workers=1, progress=False) == []
+    assert without_archives(tmp_path / 'coco') == without_archives(tmp_path / 'both')
+    prepare(server, tmp_path / 'coco', splits=['val'])
+    assert without_archives(tmp_path / 'coco') == without_archives(tmp_path / 'both')
+
+
+def without_archives(dest: Path) -> dict[str, str | None]:
+    return {name: digest for name, digest in tree_of(dest).items() if not name.startswith('archives')}
+
+
+def test_splits_do_not_swallow_the_target(server, tmp_path, capsys):
+    argv = ['coco', '--mirror', server[1], '--no-progress', '--splits']
+    assert cli.main([*argv, 'val', str(tmp_path / 'coco')], server[2]) == 0
+    assert {path.name for path in (tmp_path / 'coco').iterdir()} >= {'val2017'}
+    assert not (tmp_path / 'coco/train2017').exists()
+    assert cli.main([*argv, 'train,val', str(tmp_path / 'coco')], server[2]) == 0
+    assert (tmp_path / 'coco/train2017').exists()
+    assert cli.main([*argv, 'both', str(tmp_path / 'coco')], server[2]) == Status.USAGE
+    assert 'splits are train and val' in capsys.readouterr().err
 
 
 def test_a_dry_run_downloads_nothing(server, tmp_path, capsys):

@@ -18,8 +18,7 @@ SHOWN = 20  # differences; the count is of all
 def main(argv: Sequence[str] | None = None, facts: ImageNetFacts | CocoFacts | None = None,
          disk: Disk | None = None) -> int:
     """Run one preparation; `facts` and `disk` are for tests."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    parser, args = parse(sys.argv[1:] if argv is None else argv)
     if args.dataset == 'imagenet' and not (args.archives or args.verify or args.short or args.long):
         parser.error('give both ARCHIVES and DEST; DEST alone goes with --verify, --resize and --max-size')
     try:
@@ -40,14 +39,25 @@ def main(argv: Sequence[str] | None = None, facts: ImageNetFacts | CocoFacts | N
     return Status.DONE
 
 
-def build_parser() -> argparse.ArgumentParser:
-    statuses = '\n'.join(f'  {status:<4}{meaning}' for status, meaning in MEANING.items())
+def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The parser of the data set that is named first, and what it makes of the rest, in any order."""
+    commands = build_parsers()
+    if argv and argv[0] in commands:
+        parser = commands[argv[0]]
+        return parser, parser.parse_intermixed_args(argv[1:], argparse.Namespace(dataset=argv[0]))
     parser = argparse.ArgumentParser(prog='prepare', description='Prepare a data set once, verified, never half-done.')
-    commands = parser.add_subparsers(dest='dataset', metavar='DATASET', required=True)
+    parser.add_argument('dataset', metavar='DATASET', choices=[*commands], help=f'{" or ".join(commands)}; then its '
+                        'own arguments, which DATASET --help lists')
+    parser.parse_args(argv)
+    parser.error('DATASET comes first')
+
+
+def build_parsers() -> dict[str, argparse.ArgumentParser]:
+    statuses = '\n'.join(f'  {status:<4}{meaning}' for status, meaning in MEANING.items())
     look: Any = {'formatter_class': argparse.RawDescriptionHelpFormatter, 'epilog': f'exit status:\n{statuses}'}
-    one = commands.add_parser('imagenet', prog='scripts/prepare_imagenet.sh', help='ILSVRC2012',
-                              description='ILSVRC2012 from the official archives, or from the download of Kaggle.\n'
-                                          'Run it again at any time: it goes on where it was.', **look)
+    one = argparse.ArgumentParser('scripts/prepare_imagenet.sh', description=(
+        'ILSVRC2012 from the official archives, or from the download of Kaggle.\n'
+        'Run it again at any time: it goes on where it was.'), **look)
     one.add_argument('archives', metavar='ARCHIVES', nargs='?',
                      help='folder with the three archives, or with Kaggle\'s ILSVRC; not needed for --verify, and to '
                           'add copies to a finished tree')
@@ -56,15 +66,16 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument('--subset', metavar='N', help='a trial: 10 (the first ten classes), 10x50 (fifty images of each), '
                                                    'x50 (fifty images of every class)')
     one.add_argument('--test', action='store_true', help='the test images, too (they have no labels)')
-    two = commands.add_parser('coco', prog='scripts/prepare_coco.sh', help='COCO 2017',
-                              description='COCO 2017: downloaded, unpacked, multi-label annotations.\n'
-                                          'Run it again at any time: it goes on where it was.', **look)
+    two = argparse.ArgumentParser('scripts/prepare_coco.sh', description=(
+        'COCO 2017: downloaded, unpacked, multi-label annotations.\n'
+        'Run it again at any time: it goes on where it was.'), **look)
     two.add_argument('--archives', metavar='DIR', help='where the zips lie or are put; default DEST/archives')
     two.add_argument('--mirror', metavar='URL', default=MIRROR, help=f'default {MIRROR}')
-    two.add_argument('--splits', nargs='+', choices=['train', 'val'], default=['train', 'val'])
+    two.add_argument('--splits', type=lambda text: text.split(','), default=['train', 'val'], metavar='SPLITS',
+                     help='train, val, or train,val (default); another can be added later')
     for command in (one, two):
         _add_common(command)
-    return parser
+    return {'imagenet': one, 'coco': two}
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

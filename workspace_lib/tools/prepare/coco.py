@@ -19,6 +19,8 @@ from .slim import slim_annotations
 
 MIRROR = 'http://images.cocodataset.org'  # speaks plain HTTP: the MD5 is what tells
 
+SPLITS = 'train', 'val'
+
 
 @dataclass(frozen=True)
 class CocoFacts:
@@ -41,6 +43,12 @@ def archives(facts: CocoFacts, folder: Path, splits: tuple[str, ...]) -> dict[Pa
     return {folder / archive.name: archive for archive in wanted}
 
 
+def needed(archives: dict[Path, Archive], pending: list[Unit]) -> dict[Path, Archive]:
+    """The archives of units that are to be made: `train2017.zip`, `annotations_trainval2017.zip` and so on."""
+    names = tuple(unit.name for unit in pending)
+    return {path: archive for path, archive in archives.items() if path.name.startswith(names)}
+
+
 def fetch(archive: Archive, path: Path, mirror: str, show_progress: bool) -> None:
     """Bring an archive to `part_of(path)`."""
     place = 'annotations' if 'annotations' in archive.name else 'zips'
@@ -56,8 +64,7 @@ def plan(facts: CocoFacts, folder: Path, splits: tuple[str, ...]) -> list[Unit]:
         units.append(Unit(name, archive.size or 0, facts.images(split),
                           partial(fill_images, source=Zip(folder / archive.name, f'{name}/'))))
     units.append(Unit('annotations', facts.annotation_bytes, 4, partial(
-        fill_annotations, source=Zip(folder / facts.annotations.name, 'annotations/'), splits=splits,
-        categories=facts.categories)))
+        fill_annotations, source=Zip(folder / facts.annotations.name, 'annotations/'), categories=facts.categories)))
     return units
 
 
@@ -66,8 +73,9 @@ def fill_images(writer: Writer, source: Zip) -> None:
         writer.add(name, [read()])
 
 
-def fill_annotations(writer: Writer, source: Zip, splits: tuple[str, ...], categories: int) -> None:
-    for split in splits:
+def fill_annotations(writer: Writer, source: Zip, categories: int) -> None:
+    """Those of both splits, so that a split can be added to a tree."""
+    for split in SPLITS:
         name = f'instances_{split}2017.json'
         writer.add(name, source.chunks(name))
         try:  # around all of it: the pieces are made while they are written

@@ -5,6 +5,7 @@ In: units, which say how they are filled. Out: folders that are whole or not the
 """
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -205,8 +206,8 @@ def build(unit: Unit, tree: Tree, disk: Disk, meter: Meter, count_files: bool = 
 
 def _spelled(option: str, value: Any) -> str:
     """As it is written on the command line."""
-    name = {'subset': '--subset', 'val': '--val-layout', 'splits': '--splits', 'dataset': 'the data set'}[option]
-    return f'{name} {",".join(value) if isinstance(value, list) else value}' if value else f'no {name}'
+    name = {'subset': '--subset', 'val': '--val-layout', 'dataset': 'the data set'}.get(option, option)
+    return f'{name} {value}' if value else f'no {name}'
 
 
 class Job:
@@ -240,6 +241,15 @@ class Job:
             with suppress(OSError):
                 self._clear_work()
         unlock(self._lock)
+
+    def check_target(self) -> None:
+        """What a run would be refused for, found without writing anything."""
+        self._check_options()
+        place = next(path for path in (self.tree.state, *self.tree.state.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
     def _check_options(self) -> None:
         path = self.tree.state / 'options.json'

@@ -82,7 +82,7 @@ def _explained(error: OSError, dest: Path) -> PrepareError:
     if error.errno in (errno.EACCES, errno.EPERM) and _is_unreadable(place):
         return PrepareError(f'{place}: {error.strerror}; it must be readable for you (ls -l, chmod)', Status.ARCHIVE)
     if error.errno in _NOT_WRITABLE:
-        folder = dest if place.is_relative_to(dest) else place.parent
+        folder = dest if place.is_relative_to(dest) or dest.is_relative_to(place) else place.parent
         return PrepareError(f'{place}: {error.strerror}; {folder} must be writable for you. In the lab /dataset is '
                             'read-only: use `make prepare`', Status.TARGET)
     if error.errno == errno.EXDEV:

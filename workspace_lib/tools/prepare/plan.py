@@ -104,6 +104,7 @@ class Plan:
 
     def describe(self, archives: dict[Path, Archive]) -> dict[str, Any]:
         """Say what the run would do, and do nothing."""
+        self.job.check_target()
         say, workers = self.job.say, self.job.pool.workers
         there = [path for path in archives if path.is_file()]
         known = {path for path in there if is_known(self.job, path)}

@@ -189,16 +189,16 @@ def prepare_coco(dest: PathLike, *, archives: PathLike | None = None, mirror: st
     Args:
         archives: the folder of the archives; default `dest/archives`.
         mirror: the address below which `zips/train2017.zip` and `annotations/` lie.
-        splits: 'train', 'val' or both.
+        splits: 'train', 'val' or both; a split that is there already stays.
         Others, Returns, Raises: as `prepare_imagenet`.
     """
     setting, dest, facts = Settings(**settings), Path(dest).expanduser(), facts or CocoFacts()
-    chosen = tuple(split for split in ('train', 'val') if split in splits)
+    chosen = tuple(split for split in coco.SPLITS if split in splits)
     if not chosen or {*splits} - {*chosen}:
         raise PrepareError(f'splits are train and val, got {splits}', Status.USAGE)
     check_address(mirror)
     folder = dest / 'archives' if archives is None else Path(archives).expanduser()
-    sizes, options = setting.sizes, {'dataset': 'coco', 'splits': list(chosen)}
+    sizes, options = setting.sizes, {'dataset': 'coco'}
     wanted = coco.archives(facts, folder, chosen)
     with system_errors(dest):
         job = setting.job(dest, options, part := f'{chosen[0]}2017')
@@ -212,15 +212,21 @@ def prepare_coco(dest: PathLike, *, archives: PathLike | None = None, mirror: st
             return planned().describe(wanted)
         with job:
             plan = planned()
-            plan.check_room(wanted.items() if plan.pending else ())
+            needed = coco.needed(wanted, plan.pending)
+            plan.check_room(needed.items() if plan.pending else ())
             if plan.pending:
-                bring(job, wanted, mirror, setting.progress)
+                bring(job, needed, mirror, setting.progress)
             job.build(plan.pending, 'images')
             job.pool.aside(coco.check_images, job.tree, chosen, facts)
-            manifest = plan.finish(described(wanted))
+            manifest = plan.finish({**earlier_archives(job), **described(wanted)})
         for path in wanted if remove_archives else ():
             path.unlink(missing_ok=True)
     return manifest
+
+
+def earlier_archives(job: Job) -> dict[str, Any]:
+    """What a finished tree was made of, which may be another split."""
+    return read_manifest(job.tree.dest)['archives'] if (job.tree.dest / MANIFEST).is_file() else {}
 
 
 def bring(job: Job, wanted: dict[Path, Archive], mirror: str, progress: bool) -> None:
