@@ -283,7 +283,7 @@ display(curves, curves.table)
 # the optimizer's step are a hook too, `OptimizerHook`. This is the loop that just ran:
 
 # %%
-print(inspect.getsource(type(runner).train))
+print(inspect.getsource(type(runner).train), inspect.getsource(type(runner)._iterate), sep='\n')
 
 # %%
 assert runner.epoch == 6 and runner.iter == 6 * 63  # 4,000 digits are 63 batches of up to 64
