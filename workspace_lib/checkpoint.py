@@ -133,17 +133,12 @@ def _aligned(weights: dict[str, Any], own: dict[str, Any]) -> Iterator[tuple[str
 
 def without_prefixes(weights: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The weights without mmcv's second copies; then, as long as all names share a first part, without that."""
-    copies = _second_copies(weights)
+    copies = ema_buffers(weights)
     weights = {k: v for k, v in weights.items() if k not in copies}
     yield weights
     while len({k.partition('.')[0] for k in weights}) == 1 and all('.' in k for k in weights):
         weights = {k.partition('.')[2]: v for k, v in weights.items()}
         yield weights
-
-
-def _second_copies(names: Iterable[str]) -> set[str]:
-    """mmcv's EMAHook keeps `head.fc.bias` a second time, as `ema_head_fc_bias`: nothing that a model loads."""
-    return {f'ema_{name.replace(".", "_")}' for name in names}.intersection(names)
 
 
 def _under(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -214,7 +209,8 @@ def _copy_in(module: nn.Module, state_dict: dict[str, Any]) -> tuple[list[str], 
         result = module.load_state_dict(_with_layout(state_dict, (
             (k, v) for k, v in state_dict.items() if k not in other_shape)), strict=False)
     absent = [k for k in result.missing_keys if k not in other_shape and not _is_counter(k)]
-    return other_shape, absent, [k for k in result.unexpected_keys if k not in _second_copies(state_dict)]
+    copies = ema_buffers(state_dict)  # nothing that a model loads
+    return other_shape, absent, [k for k in result.unexpected_keys if k not in copies]
 
 
 def _is_counter(name: str) -> bool:  # old files lack them, and nothing but momentum=None reads them
