@@ -40,3 +40,13 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     if get_dist_info()[1] > 1:
         distributed.all_reduce(tensor)
     return tensor
+
+
+def all_gather(value: Any) -> list[Any]:
+    """Every rank's `value`, anything that can be pickled, in the order of ranks; every rank must call it."""
+    rank, world_size = get_dist_info()
+    if world_size == 1:
+        return [value]
+    values: list[Any] = [None] * world_size
+    distributed.all_gather_object(values, value)
+    return values
