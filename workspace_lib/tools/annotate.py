@@ -17,7 +17,7 @@ def annotate(cfg: Config) -> str:
     """`cfg.pretty_text` in lines whose values all come from the same place, which stands behind them."""
     @cache
     def comment(path: Path) -> str:
-        return _comment(cfg.origin(path))
+        return origin_text(cfg.origin(path))
 
     def fits(line: str, value: Any, path: Path) -> bool:
         if not list(children(value)):  # an element of a list, to follow the one before it on the line
@@ -52,7 +52,8 @@ def _at(values: Any, path: Path) -> Any:
     return values
 
 
-def _comment(origin: Origin) -> str:
+def origin_text(origin: Origin) -> str:
+    """`a.py:3 via a.py:9 (over b.py:2)`."""
     text = str(origin)
     if origin.alias:
         text += ' via ' + ', '.join(map(place_text, origin.alias))

@@ -52,7 +52,10 @@ def add_infer(parser: argparse.ArgumentParser) -> None:
 
 def add_config_command(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument('--origin', action='store_true', help='beside each value the file and line that set it')
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument('--origin', action='store_true', help='beside each value the file and line that set it')
+    how.add_argument('--changes', action='store_true', help='only what --cfg-options changes, and from what')
+    how.add_argument('--search', metavar='TEXT', help='only the values with TEXT in their key, value or place')
     parser.set_defaults(run=_config, logs=False)
 
 
@@ -93,5 +96,11 @@ def _infer(args: argparse.Namespace) -> None:
 def _config(args: argparse.Namespace) -> None:
     from ..recipes import load_config
     from .annotate import annotate
-    cfg = load_config(args.config, args.cfg_options)
-    print(annotate(cfg) if args.origin else cfg.pretty_text)
+    from .config_view import changes_table, search
+    cfg = load_config(args.config, None if args.changes else args.cfg_options)
+    if args.changes:
+        print(changes_table(cfg, args.cfg_options or {}))
+    elif args.search is not None:
+        print(search(cfg, args.search))
+    else:
+        print(annotate(cfg) if args.origin else cfg.pretty_text)
