@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from workspace_lib.registry import Registry, trace_builds
-from workspace_lib.tools.trace_view import registry_table
 from workspace_lib.trace import shown
 
 PARTS = Registry('part')
@@ -150,12 +149,3 @@ def test_the_tree_in_html_is_nested_and_escaped(trace):
     assert outline.open == []
     assert outline.summaries == [(r.depth, r.type) for r in trace.records]
     assert '<b>&"' not in trace._repr_html_() and '&lt;b&gt;&amp;&quot;' in trace._repr_html_()
-
-
-def test_a_registry_as_a_table():
-    PARTS.register_module(name='Blatt', module=Leaf)
-    table = registry_table(PARTS)
-    assert [row[:2] for row in table.rows] == [
-        ('Leaf, Blatt', f'{__name__}.Leaf'), ('Tree', f'{__name__}.Tree'), ('broken', f'{__name__}.broken')]
-    assert str(table).startswith('part: 4 names\nname ') and 'test_trace.py:' in str(table)
-    assert table._repr_html_().count('<tr>') == 4

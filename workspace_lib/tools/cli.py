@@ -25,6 +25,7 @@ COMMANDS: dict[str, list[tuple[str, str, str]]] = {
     ],
     'before a training': [
         ('config print_config', 'main_commands:add_config_command', 'print the resolved config'),
+        ('registry', 'registry_view', 'what a config can name, where it is written, which import brought it in'),
         ('get_flops', 'get_flops', 'multiply-adds and parameters, of the whole model and of its parts'),
         ('verify_dataset', 'verify_dataset', 'decode every file, list what is broken, missing or odd'),
         ('vis_pipeline', 'vis_pipeline', 'draw real samples after each step of their pipeline'),
