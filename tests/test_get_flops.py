@@ -43,7 +43,7 @@ def test_resnet50_costs_what_torchvision_publishes():
 
 def test_parts_add_up_and_the_head_has_its_share():
     cost = config_cost('resnet/resnet18_8xb32_in1k.py', depth=1)
-    parts = {name: (parameters, macs) for name, parameters, macs in cost.parts}
+    parts = {part.name: (part.parameters, part.macs) for part in cost.parts}
     assert list(parts) == ['backbone', 'neck', 'head']
     assert sum(macs for _, macs in parts.values()) == cost.macs
     assert parts['head'] == (513_000, 512_000)
@@ -78,4 +78,19 @@ def test_a_backbone_whose_layer_is_used_twice_costs_twice_and_weighs_once():
 
     cost = count_flops(classifier(Twice()), (3, 4, 4))
     assert (cost.macs, cost.parameters) == (2 * 9 * 16, 9)
-    assert next(macs for name, _, macs in cost.parts if name == 'backbone.conv') == 2 * 9 * 16
+    assert next(part.macs for part in cost.parts if part.name == 'backbone.conv') == 2 * 9 * 16
+
+
+def test_each_module_tells_its_type_and_what_it_puts_out():
+    parts = {part.name: part for part in config_cost('resnet/resnet18_8xb32_in1k.py').parts}
+    assert (parts['backbone.layer3'].kind, parts['backbone.layer3'].output) == ('Sequential', (1, 256, 14, 14))
+    assert parts['neck'].output == (1, 512) and parts['head.fc'].output == (1, 1000)
+    assert parts['head'].output == ()  # nobody calls the head itself
+    assert parts['backbone.conv1'].megabytes == 64 * 112 * 112 * 4 / 1e6
+
+
+def test_the_table_has_a_row_for_each_module_and_the_sum(capsys):
+    assert main(['get_flops', 'lenet/lenet5_mnist5k.py', '--shape', '1', '32', '32', '--depth', '1']) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[:4]]
+    assert [line[0] for line in lines] == ['module', 'backbone', 'head', 'whole']
+    assert lines[1][1:3] == ['LeNet5', '10']

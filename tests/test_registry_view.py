@@ -50,7 +50,8 @@ def test_the_imports_that_led_to_a_class_stand_outermost_first():
     said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                           cwd=Path(workspace_lib.__file__).parents[1]).stdout
     chain = said.splitlines()[-1].split('  ')[-1].split(' > ')
-    assert [place.split(':')[0] for place in chain][-2:] == ['workspace_lib/apis.py', 'workspace_lib/models/__init__.py']
+    files = [place.split(':')[0] for place in chain]
+    assert files[-2:] == ['workspace_lib/apis.py', 'workspace_lib/models/__init__.py']
 
 
 def test_source_is_the_text_of_the_class():

@@ -74,3 +74,34 @@ def test_every_change_of_a_control_draws_anew(monkeypatch):
     menu.value = names[1]
     shown.append(picture.value)
     assert shown == [f'{names[0]} 224', f'{names[0]} 480', f'{names[1]} 480']
+
+
+TRAIN = [dict(type='LoadImageFromFile'), dict(type='RandomResizedCrop', size=96, scale=(0.5, 1.0)),
+         dict(type='RandomFlip', flip_prob=0.5, direction='horizontal')]
+
+
+def test_the_numbers_of_a_pipeline_are_named_by_step_and_argument():
+    assert widgets.pipeline_arguments(TRAIN) == {
+        'RandomResizedCrop.size': (1, 'size', 96), 'RandomResizedCrop.scale': (1, 'scale', 0.5),
+        'RandomFlip.flip_prob': (2, 'flip_prob', 0.5)}
+
+
+def test_other_values_reach_the_steps_and_the_config_stays(square):
+    plot = widgets.seen_through(TRAIN, square, {'RandomResizedCrop.size': 32, 'RandomFlip.flip_prob': 1.0})
+    assert [(row[0], row[1]) for row in plot.table.rows] == [
+        ('LoadImageFromFile', '600x600x3'), ('RandomResizedCrop', '32x32x3'), ('RandomFlip', '32x32x3')]
+    assert TRAIN[1]['size'] == 96
+    with pytest.raises(KeyError, match='no argument .RandomFlip.prob.*RandomFlip.flip_prob'):
+        widgets.seen_through(TRAIN, square, {'RandomFlip.prob': 1})
+
+
+def test_the_viewer_draws_anew_and_says_what_cannot_be_drawn():
+    steps = [*TRAIN[:1], dict(type='CenterCrop', crop_size=200)]
+    viewer = widgets.pipeline_viewer(steps, ['chelsea.png', 'coffee.png'])
+    *controls, picture = viewer.children
+    assert [control.description for control in controls] == ['photograph', 'seed', 'CenterCrop.crop_size']
+    before = picture.value
+    controls[2].value = 100
+    assert picture.value != before and '100x100x3' in picture.value
+    controls[0].value = 'coffee.png'
+    assert '400x600x3' in picture.value

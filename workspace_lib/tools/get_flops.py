@@ -1,4 +1,4 @@
-"""``workspace get_flops``: multiply-adds and parameters, of the whole model and of its parts.
+"""``workspace get_flops``: multiply-adds, parameters and output shapes, of the whole model and of its parts.
 
 In: a config and the shape of an image. Out: `Cost`, a table.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -27,21 +28,37 @@ FLOPs: 2 x MACs, a multiplication and an addition each. What papers and mmclassi
 '''
 
 
+class Part(NamedTuple):
+    """A module: what it costs, and the shape (1, ...) of its last output; () where it is not called itself."""
+
+    name: str
+    kind: str
+    parameters: int
+    macs: int
+    output: tuple[int, ...]
+
+    @property
+    def megabytes(self) -> float:
+        """Of the output in float32: what training keeps of it for the backward pass, for each image of a batch."""
+        return 4 * prod(self.output) / 1e6 if self.output else 0.0
+
+
 @dataclass
 class Cost:
-    """MACs and parameters of one image of `shape` (C, H, W); `parts` has a row (name, parameters, MACs) a module."""
+    """MACs and parameters of one image of `shape` (C, H, W), and of its modules."""
 
     shape: tuple[int, ...]
     parameters: int
     macs: int
-    parts: list[tuple[str, int, int]]
+    parts: list[Part]
 
     @property
     def table(self) -> Table:
-        rows = [(name, parameters / 1e6, macs / 1e6, 2 * macs / 1e6, 100 * macs / max(self.macs, 1))
-                for name, parameters, macs in [*self.parts, ('whole model', self.parameters, self.macs)]
-                if parameters or macs]
-        return Table(('module', 'parameters (M)', 'MACs (M)', 'FLOPs (M)', 'share of MACs (%)'), rows)
+        rows = [(part.name, part.kind, 'x'.join(map(str, part.output[1:])), part.megabytes, part.parameters / 1e6,
+                 part.macs / 1e6, 2 * part.macs / 1e6, 100 * part.macs / max(self.macs, 1))
+                for part in [*self.parts, Part('whole model', '', self.parameters, self.macs, ())]]
+        return Table(('module', 'type', 'output', 'output (MB)', 'parameters (M)', 'MACs (M)', 'FLOPs (M)',
+                      'share of MACs (%)'), rows)
 
     def __str__(self) -> str:
         return (f'image (C, H, W): {self.shape}   MACs: {_scaled(self.macs)}   FLOPs: {_scaled(2 * self.macs)}   '
@@ -71,7 +88,8 @@ def count_flops(model: Any, shape: Sequence[int] = (3, 224, 224), depth: int = 2
     model = model.to('meta').eval()
     named = {name: module for name, module in model.named_modules() if name}
     counter, flops = FlopCounterMode(display=False), dict.fromkeys(named, 0)
-    handles = [handle for name, module in named.items() for handle in _meter(name, module, counter, flops)]
+    outputs: dict[str, tuple[int, ...]] = {}
+    handles = [handle for name, module in named.items() for handle in _meter(name, module, counter, flops, outputs)]
     try:
         with counter, torch.no_grad():
             Scorer(model)(torch.zeros(1, *sizes, device='meta'))
@@ -84,17 +102,21 @@ def count_flops(model: Any, shape: Sequence[int] = (3, 224, 224), depth: int = 2
     for name in sorted(named, key=lambda name: -name.count('.')):
         if not flops[name]:  # a head is not called itself, only its layers are
             flops[name] = sum(flops[n] for n in named if n.rpartition('.')[0] == name)
-    parts = [(name, _size(module), flops[name] // 2) for name, module in named.items() if name.count('.') < depth]
+    parts = [Part(name, type(module).__name__, _size(module), flops[name] // 2, outputs.get(name, ()))
+             for name, module in named.items() if name.count('.') < depth]
     return Cost(sizes, _size(model), counter.get_total_flops() // 2, parts)
 
 
-def _meter(name: str, module: nn.Module, counter: FlopCounterMode, flops: dict[str, int]) -> list[Any]:
-    """Hooks that add to `flops[name]` what is counted between the start and the end of `module`."""
+def _meter(name: str, module: nn.Module, counter: FlopCounterMode, flops: dict[str, int],
+           outputs: dict[str, tuple[int, ...]]) -> list[Any]:
+    """Hooks that add to `flops[name]` what is counted between start and end of `module`, and note its output."""
     def start(module: nn.Module, args: Any) -> None:
         flops[name] -= counter.get_total_flops()
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
         flops[name] += counter.get_total_flops()
+        last = output[-1] if isinstance(output, tuple | list) and output else output  # of the feature maps
+        outputs[name] = tuple(getattr(last, 'shape', ()))
 
     return [module.register_forward_pre_hook(start), module.register_forward_hook(end)]
 

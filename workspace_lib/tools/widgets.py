@@ -1,9 +1,11 @@
 """Widgets for notebooks: thin skins over functions that also work, and are tested, without them.
 
-In: a model, names of photographs. Out: an ipywidgets box whose figure is drawn anew at every change.
+In: a model or a pipeline, names of photographs. Out: an ipywidgets box whose figure is drawn anew at every change.
 """
 from __future__ import annotations
 
+import copy
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 
 from ..datasets import Pipeline
 from .photos import photograph
-from .plots import Plot, predictions
+from .plots import Plot, pipeline_steps, predictions
 
 
 def seen_at(model: Any, photo: str | Path, size: int) -> Plot:
@@ -40,6 +42,74 @@ def seen_at(model: Any, photo: str | Path, size: int) -> Plot:
     with torch.no_grad():
         scores = model(return_loss=False, **batch)
     return predictions([seen], scores, model.CLASSES, [Path(photo).name])
+
+
+def pipeline_arguments(steps: Sequence[dict[str, Any]]) -> dict[str, tuple[int, str, int | float]]:
+    """The numbers that a slider can move: {'RandomResizedCrop.size': (1, 'size', 224)}: which step, argument, value.
+
+    Of a tuple the first number is taken: the other may mean "keep the proportions".
+    """
+    found: dict[str, tuple[int, str, int | float]] = {}
+    for number, step in enumerate(steps):
+        for name, value in step.items():
+            first = value[0] if isinstance(value, list | tuple) and len(value) == 2 else value
+            if type(first) in (int, float) and first > 0:
+                found[f'{step["type"]}.{name}'] = number, name, first
+    return found
+
+
+def seen_through(steps: Sequence[dict[str, Any]], photo: str | Path, values: dict[str, int | float] | None = None,
+                 seed: int = 0) -> Plot:
+    """A photograph after each step of a pipeline that ends before batches are made, with other `values` of arguments.
+
+    Args:
+        values: {'RandomResizedCrop.size': 160}; names as in `pipeline_arguments`.
+        seed: of the random choices.
+
+    Raises:
+        KeyError: no such argument.
+    """
+    steps, known = copy.deepcopy(list(steps)), pipeline_arguments(steps)
+    for name, value in (values or {}).items():
+        if name not in known:
+            raise KeyError(f'no argument {name!r} that is a number; known: {", ".join(known)}')
+        number, argument, _ = known[name]
+        pair = steps[number][argument]
+        steps[number][argument] = type(pair)((value, *pair[1:])) if isinstance(pair, list | tuple) else value
+    return pipeline_steps(Pipeline(steps), dict(img_prefix=None, img_info=dict(filename=str(photo))), seed)
+
+
+def pipeline_viewer(steps: Sequence[dict[str, Any]], names: Sequence[str]) -> Any:
+    """A menu of packaged photographs, a slider for each number in the pipeline and for the seed, and the pictures."""
+    import ipywidgets
+
+    menu = ipywidgets.Dropdown(options=list(names), description='photograph')
+    seed = ipywidgets.IntSlider(min=0, max=20, description='seed', continuous_update=False)
+    sliders = {name: _slider(ipywidgets, name, value) for name, (_, _, value) in pipeline_arguments(steps).items()}
+    picture = ipywidgets.HTML()
+
+    def draw(change: Any = None) -> None:
+        values = {name: slider.value for name, slider in sliders.items()}
+        try:
+            plot = seen_through(steps, photograph(menu.value), values, seed.value)
+            picture.value = plot._repr_mimebundle_()['text/html']
+        except (ValueError, TypeError, AssertionError) as error:  # a crop larger than the image
+            picture.value = f'<p>{html.escape(str(error))}</p>'
+
+    for control in (menu, seed, *sliders.values()):
+        control.observe(draw, names='value')
+    draw()
+    return ipywidgets.VBox([menu, seed, *sliders.values(), picture])
+
+
+def _slider(ipywidgets: Any, name: str, value: int | float) -> Any:
+    style = dict(description_width='initial')
+    if isinstance(value, int):
+        return ipywidgets.IntSlider(value=value, min=max(1, value // 4), max=2 * value, description=name,
+                                    continuous_update=False, style=style)
+    top = 1.0 if value <= 1 else 2 * value  # probabilities and fractions of an image end at 1
+    return ipywidgets.FloatSlider(value=value, min=0, max=top, step=top / 20, description=name,
+                                  continuous_update=False, style=style)
 
 
 def crop_explorer(model: Any, names: Sequence[str], sizes: tuple[int, int, int] = (224, 672, 64)) -> Any:
