@@ -24,7 +24,7 @@ import logging
 import warnings
 from pathlib import Path
 
-from IPython.display import HTML, display
+from IPython.display import display
 
 from workspace_lib.config import Config, DictAction
 from workspace_lib.recipes import CONFIGS, load_config
@@ -78,7 +78,7 @@ words = ['a=1', 'b=1e-3', 'c=true', 'd=None', 'e=step', 'f=[30,60,90]', 'g=(3,)'
 options = argparse.ArgumentParser()
 options.add_argument('--cfg-options', nargs='+', action=DictAction)
 parsed = options.parse_args(['--cfg-options', *words]).cfg_options
-for word, value in zip(words, parsed.values()):
+for word, value in zip(words, parsed.values(), strict=True):
     print(f'{word:<16}{type(value).__name__:<10}{value!r}')
 
 # %%

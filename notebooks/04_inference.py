@@ -233,7 +233,7 @@ assert torch.allclose(maps[-1].mean((2, 3)), features[-1])
 probabilities = logits.softmax(dim=1)
 print('sum of the logits', round(float(logits.sum()), 2), '| sum of the scores', round(float(probabilities.sum()), 6))
 best = probabilities[0].topk(3)
-print([(model.CLASSES[i], round(float(p), 3)) for p, i in zip(best.values, best.indices)])
+print([(model.CLASSES[i], round(float(p), 3)) for p, i in zip(best.values, best.indices, strict=True)])
 
 # %% [markdown]
 # `model(return_loss=False, **batch)` is these lines, for a batch of any size, and `inference_model` is that with the pipeline
@@ -252,7 +252,7 @@ display(gallery, gallery.table)
 
 # %%
 assert np.allclose(answers[0]['scores'], probabilities[0], atol=1e-6)
-assert all(np.allclose(answer['scores'], scores, atol=1e-5) for answer, scores in zip(answers, together))
+assert all(np.allclose(answer['scores'], scores, atol=1e-5) for answer, scores in zip(answers, together, strict=True))
 assert answers[1]['pred_class'] == 'espresso'
 
 # %% [markdown]
@@ -318,7 +318,7 @@ for name, score in commands.infer(str(chelsea), config, weights, device='cpu', t
 found = {}
 for size in (224, 256, 320):
     rows = widgets.seen_at(model, photograph('coffee.png'), size).table.rows
-    found[size] = dict(zip((row[2] for row in rows), (row[3] for row in rows)))['espresso']
+    found[size] = dict(zip((row[2] for row in rows), (row[3] for row in rows), strict=True))['espresso']
 print({size: round(float(percent), 1) for size, percent in found.items()})
 assert min(found.values()) > 30  # an espresso at every size; how sure it is depends on what else is on the table
 
@@ -328,7 +328,7 @@ assert min(found.values()) > 30  # an espresso at every size; how sure it is dep
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
 swapped = model(return_loss=False, img=torch.cat([apis.prepare_image(model, photograph(name))['img'].flip(1) for name in names]))
-for name, right, scores in zip(names, answers, swapped):
+for name, right, scores in zip(names, answers, swapped, strict=True):
     print(f'{name:<14}{right["pred_class"]:<14}{right["pred_score"]:.3f}   {model.CLASSES[int(scores.argmax())]:<20}{scores.max():.3f}')
 # No error, and often still the right class: a test would lose some points of accuracy, which looks like a bad model.
 assert not np.allclose(swapped[1], together[1], atol=0.05)

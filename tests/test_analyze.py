@@ -192,3 +192,19 @@ def test_logs_alone_are_a_page_of_curves(tmp_path):
 def test_two_results_at_once_are_refused(capsys):
     assert main(['analyze', 'a.json', 'b.json']) == 1
     assert 'one result file at a time' in capsys.readouterr().err
+
+
+def test_a_cell_of_the_matrix_opens_its_images_surest_first():
+    plot = mistakes.cell_plot(Pictures(), list(scores()), 0, 0)
+    assert [row[:3] for row in plot.table.rows] == [(0, 'tabby', 'tabby'), (1, 'tabby', 'tabby')]
+    assert plot.alt.startswith('2 of the 2 images of tabby taken for tabby')
+    assert not mistakes.cell_plot(Pictures(), list(scores()), 1, 2).table.rows
+
+
+def test_the_confusion_explorer_begins_at_the_worst_pair_and_follows_its_menus():
+    matrix, menus, picture = mistakes.confusion_explorer(Pictures(), list(scores())).children
+    true, predicted = menus.children
+    assert (true.value, predicted.value) == (1, 0)  # one of two dogs weighs more than one of four cats
+    assert '<img' in matrix.value and '1 of the 1 images of dog taken for tabby' in picture.value
+    true.value, predicted.value = 0, 2
+    assert 'images of tabby taken for fish &lt;raw&gt;' in picture.value

@@ -4,7 +4,9 @@ In: scores (N, C) and labels of a test set. Out: tables and plots that stay read
 """
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -48,6 +50,38 @@ def _pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
     share = wrong[true, predicted] / matrix.sum(1)[true]
     order = np.lexsort((predicted, true, -share, -wrong[true, predicted]))
     return [(int(true[i]), int(predicted[i])) for i in order]
+
+
+def cell_plot(dataset: Any, results: Sequence[np.ndarray], true: int, predicted: int, count: int = 12) -> Plot:
+    """The images behind one cell of the confusion matrix, the surest first."""
+    found = plots.find_cell(results, dataset.get_gt_labels(), true, predicted)
+    names = label_names(dataset.CLASSES)
+    shown = f'{min(count, len(found))} of the {len(found)} images of {names[true]} taken for {names[predicted]}'
+    return plots.gallery(dataset, found[:count], shown)
+
+
+def confusion_explorer(dataset: Any, results: Sequence[np.ndarray]) -> Any:
+    """The matrix, and two menus that open the images of one cell; they begin at the pair that is confused most."""
+    import ipywidgets
+
+    labels, names = dataset.get_gt_labels(), label_names(dataset.CLASSES)
+    scores = np.stack(results)
+    pairs = _pairs(calculate_confusion_matrix(scores, labels).numpy())
+    i, j = pairs[0] if pairs else (0, 0)
+    choices = [(name, number) for number, name in enumerate(names)]
+    true = ipywidgets.Dropdown(options=choices, value=i, description='true class')
+    predicted = ipywidgets.Dropdown(options=choices, value=j, description='taken for')
+    matrix = ipywidgets.HTML(confusion_plot(scores, labels, dataset.CLASSES)._repr_mimebundle_()['text/html'])
+    picture = ipywidgets.HTML()  # not an Output: what a cell draws before the page knows an Output is lost
+
+    def draw(change: Any = None) -> None:
+        plot = cell_plot(dataset, results, true.value, predicted.value)
+        picture.value = f'<p>{html.escape(plot.alt)}</p>' + plot._repr_mimebundle_()['text/html']
+
+    for control in (true, predicted):
+        control.observe(draw, names='value')
+    draw()
+    return ipywidgets.VBox([matrix, ipywidgets.HBox([true, predicted]), picture])
 
 
 def confusion_plot(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Plot:

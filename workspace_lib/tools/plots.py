@@ -243,19 +243,32 @@ class Mistake:
 
 def find_mistakes(results: Sequence[np.ndarray], labels: np.ndarray, count: int = 12) -> list[Mistake]:
     """The wrong predictions with the highest confidence, worst first."""
+    return _surest(results, labels, np.stack(results).argmax(axis=1) != labels)[:count]
+
+
+def find_cell(results: Sequence[np.ndarray], labels: np.ndarray, true: int, predicted: int) -> list[Mistake]:
+    """What one cell of the confusion matrix counts, the surest first; on the diagonal these are no mistakes."""
+    return _surest(results, labels, (labels == true) & (np.stack(results).argmax(axis=1) == predicted))
+
+
+def _surest(results: Sequence[np.ndarray], labels: np.ndarray, chosen: np.ndarray) -> list[Mistake]:
     scores = np.stack(results)
-    chosen = scores.argmax(axis=1)
-    wrong = np.flatnonzero(chosen != labels)
-    order = wrong[np.argsort(-scores[wrong, chosen[wrong]], kind='stable')][:count]
-    return [Mistake(int(i), int(labels[i]), int(chosen[i]), float(scores[i, chosen[i]]), float(scores[i, labels[i]]))
+    top, found = scores.argmax(axis=1), np.flatnonzero(chosen)
+    order = found[np.argsort(-scores[found, top[found]], kind='stable')]
+    return [Mistake(int(i), int(labels[i]), int(top[i]), float(scores[i, top[i]]), float(scores[i, labels[i]]))
             for i in order]
 
 
-@styled
 def worst_mistakes(dataset: Any, results: Sequence[np.ndarray], count: int = 12, columns: int = 6) -> Plot:
     """The images of `find_mistakes`, each with `true -> predicted` and the confidence in the wrong answer."""
-    names = label_names(dataset.CLASSES)
     found = find_mistakes(results, dataset.get_gt_labels(), count)
+    return gallery(dataset, found, f'The {len(found)} most confident mistakes', columns)
+
+
+@styled
+def gallery(dataset: Any, found: Sequence[Mistake], what: str, columns: int = 6) -> Plot:
+    """Images of a data set, each with `true -> predicted` and the confidence in the answer; `what` they are."""
+    names = label_names(dataset.CLASSES)
     is_long = max(map(len, names)) > 5
     columns = min(columns, 4) if is_long else columns
     lines = max(1, -(-len(found) // columns))
@@ -267,7 +280,7 @@ def worst_mistakes(dataset: Any, results: Sequence[np.ndarray], count: int = 12,
         arrow = '\n→ ' if is_long else ' → '
         axes.set_title(f'{names[mistake.true]}{arrow}{names[mistake.predicted]}\n{mistake.score:.0%}')
     rows = [(m.index, names[m.true], names[m.predicted], 100 * m.score, 100 * m.true_score) for m in found]
-    return Plot(figure, f'The {len(found)} most confident mistakes: true class, predicted class, confidence.',
+    return Plot(figure, f'{what}: true class, predicted class, confidence.',
                 Table(('image', 'true', 'predicted', 'confidence (%)', 'of the true class (%)'), rows))
 
 
