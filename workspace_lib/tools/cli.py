@@ -29,6 +29,7 @@ COMMANDS: dict[str, list[tuple[str, str, str]]] = {
         ('get_flops', 'get_flops', 'multiply-adds and parameters, of the whole model and of its parts'),
         ('verify_dataset', 'verify_dataset', 'decode every file, list what is broken, missing or odd'),
         ('vis_pipeline', 'vis_pipeline', 'draw real samples after each step of their pipeline'),
+        ('lr_find', 'lr_find', 'the loss while the learning rate grows: where to begin'),
         ('vis_lr', 'vis_lr', 'draw the learning rate of a whole run'),
     ],
     'after a training': [
