@@ -7,12 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .lines import file_lines
+from .lines import YamlLines, json_lines
 from .load import Loaded
 from .merge import DELETE_KEY, merge, without_delete
 from .node import ConfigDict, Path, children
 from .placeholders import has_key
 from .tree import Node, Place, changed, place_text, same
+from .watch import python_lines
 
 OVERRIDE, CODE = '<override>', '<code>'
 
@@ -105,7 +106,13 @@ def _code_node(key: Any, value: Any, old: Node | None) -> Node:
 
 def own_node(loaded: Loaded) -> Node:
     """The tree of a file's own values."""
-    return file_lines(loaded, merged_node(loaded, of_bases=True))
+    return _file_node(loaded, merged_node(loaded, of_bases=True))
+
+
+def _file_node(loaded: Loaded, bases: Node) -> Node:
+    if loaded.filename.endswith('.py'):
+        return python_lines(loaded, bases)
+    return json_lines(loaded, bases) if loaded.filename.endswith('.json') else YamlLines(loaded, bases).read()
 
 
 def merged_node(loaded: Loaded, of_bases: bool = False) -> Node:
@@ -117,7 +124,7 @@ def merged_node(loaded: Loaded, of_bases: bool = False) -> Node:
     bases = Node((loaded.filename, 1), items)
     if of_bases:
         return bases
-    own = file_lines(loaded, bases)
+    own = _file_node(loaded, bases)
     return merge_nodes(loaded.own, own, loaded.base_values.values or {}, bases)
 
 
