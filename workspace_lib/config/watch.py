@@ -13,9 +13,7 @@ from typing import Any
 from .lines import PythonLines
 from .load import Loaded, run_python
 from .node import children, plain
-from .tree import Node, changed
-
-_Hints = dict[tuple[Any, ...], int]
+from .tree import Node, changed, same
 
 
 def python_lines(loaded: Loaded, bases: Node) -> Node:
@@ -32,7 +30,7 @@ def python_lines(loaded: Loaded, bases: Node) -> Node:
 
 
 @lru_cache(maxsize=64)  # a syntax tree is some hundred times larger than its text
-def _probed(text: str) -> tuple[CodeType, list[tuple[ast.stmt, _Hints]]]:
+def _probed(text: str) -> tuple[CodeType, list[ast.stmt]]:
     """The code with a call of `__probe__(i)` after the i-th of the statements, and these."""
     probes = _Probes()
     return compile(probes.visit(ast.parse(text)), '<config>', 'exec', dont_inherit=True), probes.statements
@@ -40,20 +38,23 @@ def _probed(text: str) -> tuple[CodeType, list[tuple[ast.stmt, _Hints]]]:
 
 class _Probes(ast.NodeTransformer):
     def __init__(self) -> None:
-        self.statements: list[tuple[ast.stmt, _Hints]] = []
+        self.statements: list[ast.stmt] = []
 
     def visit(self, node: ast.AST) -> Any:
-        if not isinstance(node, ast.stmt) or _stands_first(node):
+        if isinstance(node, ast.expr) or _stands_first(node):
+            return node
+        if not isinstance(node, ast.stmt):
             return self.generic_visit(node)
-        probe = ast.parse(f'__probe__({len(self.statements)})').body[0]
-        self.statements.append((node, _lines_in(node)))
+        call = ast.Call(ast.Name('__probe__', ast.Load()), [ast.Constant(len(self.statements))], [])
+        probe = ast.fix_missing_locations(ast.Expr(call))
+        self.statements.append(node)
         self.generic_visit(node)
         if isinstance(node, ast.For | ast.With):  # which bind names before their body runs
             node.body.insert(0, probe)
         return [node, probe]
 
 
-def _stands_first(statement: ast.stmt) -> bool:
+def _stands_first(statement: ast.AST) -> bool:
     """Whether it loses its meaning behind another statement: a docstring, `from __future__ import`."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
@@ -63,19 +64,24 @@ def _stands_first(statement: ast.stmt) -> bool:
 class _Watch:
     """Compares the module's names after each statement with what they were before it."""
 
-    def __init__(self, lines: PythonLines, statements: list[tuple[ast.stmt, _Hints]]):
+    def __init__(self, lines: PythonLines, statements: list[ast.stmt]):
         self.lines, self.statements = lines, statements
         self.seen: dict[str, Any] = {}
 
     def after(self, number: int) -> None:
-        frame, (self.statement, self.hints) = sys._getframe(1), self.statements[number]
+        frame, self.statement = sys._getframe(1), self.statements[number]
         values = {name: value for name, value in frame.f_globals.items() if not name.startswith('__')}
-        at_top = frame.f_locals is frame.f_globals
-        followed = self.lines.follow(self.statement) if at_top else []
-        before = self.seen | {name: values[name] for name in followed if name in values}
-        names = Node(self.lines.place(1), self.lines.names)
-        self.lines.names = changed(names, before, values, self.node_for).items
-        self.seen = plain(values)
+        followed = self.lines.follow(self.statement) if frame.f_locals is frame.f_globals else []
+        before, names, self.seen = self.seen, self.lines.names, {}
+        for name, value in values.items():
+            if name not in followed and name in before:
+                if same(before[name], value):
+                    self.seen[name] = before[name]
+                    continue
+                names[name] = changed(names[name], before[name], value, self.node_for, name)
+            elif name not in followed:
+                names[name] = self.node_for(name, value)
+            self.seen[name] = plain(value)
 
     def node_for(self, key: Any, value: Any, old: Node | None = None) -> Node:
         """On the line of the statement that has the key and the value, or the key, or the value; else on its first."""
@@ -83,7 +89,8 @@ class _Watch:
             return self.lines.value(self.statement.value).at(self.lines.place(self.statement.lineno), old)
         items = {k: self.node_for(k, item) for k, item in children(value)} or None
         hints = [(key, repr(value)), (key,)] if isinstance(key, str) else [(None, repr(value))]
-        line = next((self.hints[hint] for hint in hints if hint in self.hints), self.statement.lineno)
+        lines = _lines_in(self.statement)
+        line = next((lines[hint] for hint in hints if hint in lines), self.statement.lineno)
         return Node(self.lines.place(line), items, old=old, replaces=True)
 
 
@@ -93,10 +100,13 @@ def _sets_item(target: ast.expr, key: Any) -> bool:
             and target.slice.value == key)
 
 
-def _lines_in(statement: ast.stmt) -> _Hints:
-    """First line of each (key, value), (key,) and (None, value) that is written out in a statement."""
-    lines: _Hints = {}
-    for node in ast.walk(statement):
+@lru_cache(maxsize=64)
+def _lines_in(statement: ast.stmt) -> dict[tuple[Any, ...], int]:
+    """First line of each (key, value), (key,) and (None, value) that is written out in a statement, blocks in it aside.
+    """
+    lines: dict[tuple[Any, ...], int] = {}
+    parts = [part for part in ast.iter_child_nodes(statement) if isinstance(part, ast.expr | ast.withitem)]
+    for node in (node for part in parts for node in ast.walk(part)):
         pairs: list[tuple[Any, Any]] = []
         if isinstance(node, ast.keyword):
             pairs = [(node.arg, node.value)]
