@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .config import place
 from .lamb import Lamb as Lamb
 from .registry import OPTIMIZER_BUILDERS, OPTIMIZERS
-from .schedules import hint, place
+from .schedules import hint
 from .schedules import lr_schedule as lr_schedule
 from .schedules import momentum_schedule as momentum_schedule
 from .schedules import sample_schedule as sample_schedule

@@ -34,7 +34,7 @@ class _Lines:
         if number is None or number >= len(self.loaded.base_values.keys):
             return Node(self.place(line))
         node = self.bases
-        for _, key in self.loaded.base_values.path(number):
+        for key in self.loaded.base_values.find(number)[0]:
             node = node.item(key)
         return node.used_at(self.place(line))
 

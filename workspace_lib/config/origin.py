@@ -104,28 +104,26 @@ def _code_node(key: Any, value: Any, old: Node | None) -> Node:
     return Node((CODE, 0), None, old=old, replaces=True)
 
 
-def own_node(loaded: Loaded) -> Node:
-    """The tree of a file's own values."""
-    return _file_node(loaded, merged_node(loaded, of_bases=True))
-
-
-def _file_node(loaded: Loaded, bases: Node) -> Node:
+def own_node(loaded: Loaded, bases: Node) -> Node:
+    """The tree of a file's own values, some of which may be its bases'."""
     if loaded.filename.endswith('.py'):
         return python_lines(loaded, bases)
     return json_lines(loaded, bases) if loaded.filename.endswith('.json') else YamlLines(loaded, bases).read()
 
 
-def merged_node(loaded: Loaded, of_bases: bool = False) -> Node:
-    """The tree of a file's values merged over its bases', or of the merged bases alone."""
+def bases_node(loaded: Loaded) -> Node:
+    """The tree of the values that a file inherits."""
     items: dict[Any, Node] = {}
     for base in loaded.bases:
         root = merged_node(base)
         items.update({key: root.item(key) for key in base.values})
-    bases = Node((loaded.filename, 1), items)
-    if of_bases:
-        return bases
-    own = _file_node(loaded, bases)
-    return merge_nodes(loaded.own, own, loaded.base_values.values or {}, bases)
+    return Node((loaded.filename, 1), items)
+
+
+def merged_node(loaded: Loaded) -> Node:
+    """The tree of a file's values merged over its bases'."""
+    bases = bases_node(loaded)
+    return merge_nodes(loaded.own, own_node(loaded, bases), loaded.base_values.values or {}, bases)
 
 
 def merge_nodes(child: dict[Any, Any], child_node: Node, base: Any, base_node: Node) -> Node:
