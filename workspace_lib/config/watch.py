@@ -13,7 +13,7 @@ from typing import Any
 from .lines import PythonLines
 from .load import Loaded, run_python
 from .node import children, plain
-from .tree import Node, changed, same
+from .tree import Node, changed
 
 
 def python_lines(loaded: Loaded, bases: Node) -> Node:
@@ -72,16 +72,10 @@ class _Watch:
         frame, self.statement = sys._getframe(1), self.statements[number]
         values = {name: value for name, value in frame.f_globals.items() if not name.startswith('__')}
         followed = self.lines.follow(self.statement) if frame.f_locals is frame.f_globals else []
-        before, names, self.seen = self.seen, self.lines.names, {}
-        for name, value in values.items():
-            if name not in followed and name in before:
-                if same(before[name], value):
-                    self.seen[name] = before[name]
-                    continue
-                names[name] = changed(names[name], before[name], value, self.node_for, name)
-            elif name not in followed:
-                names[name] = self.node_for(name, value)
-            self.seen[name] = plain(value)
+        before = self.seen | {name: values[name] for name in followed if name in values}
+        names = Node(self.lines.place(1), self.lines.names)
+        self.lines.names = changed(names, before, values, self.node_for).items
+        self.seen = plain(values)
 
     def node_for(self, key: Any, value: Any, old: Node | None = None) -> Node:
         """On the line of the statement that has the key and the value, or the key, or the value; else on its first."""
