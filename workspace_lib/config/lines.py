@@ -110,35 +110,22 @@ class PythonLines(_Lines):
     def value_Dict(self, display: ast.Dict) -> Node:
         items: dict[Any, Node] = {}
         for key, value in zip(display.keys, display.values, strict=True):
-            if key is None:
-                self.spread(value, items)
-            elif isinstance(key, ast.Constant):
-                items[key.value] = self.value(value).at(self.place(key.lineno))
+            node = self.value(value)
+            if isinstance(key, ast.Constant):
+                items[key.value] = node.at(self.place(key.lineno))
+            elif key is None and isinstance(node.items, dict):  # `**value`
+                items.update({name: node.item(name) for name in node.items})
         return Node(self.place(display.lineno), items)
 
     def value_Call(self, call: ast.Call) -> Node | None:
-        name = called(call)
-        if name == 'dict':
-            return self.dict_call(call)
+        name = getattr(call.func, 'id', getattr(call.func, 'attr', ''))
+        if name == 'dict':  # a display in other words
+            keys: list[ast.expr | None] = [None] * len(call.args)
+            keys += [ast.Constant(part.arg, lineno=part.lineno) if part.arg else None for part in call.keywords]
+            values = [*call.args, *(part.value for part in call.keywords)]
+            return self.value_Dict(ast.Dict(keys, values, lineno=call.lineno))
         sources = call.args or ([call.func.value] if isinstance(call.func, ast.Attribute) else [])
         return self.value(sources[0]) if name in _SAME_VALUE and len(sources) == 1 else None
-
-    def dict_call(self, call: ast.Call) -> Node:
-        items: dict[Any, Node] = {}
-        for argument in call.args:
-            self.spread(argument, items)
-        for keyword in call.keywords:
-            if keyword.arg is None:
-                self.spread(keyword.value, items)
-            else:
-                items[keyword.arg] = self.value(keyword.value).at(self.place(keyword.lineno))
-        return Node(self.place(call.lineno), items)
-
-    def spread(self, expression: ast.expr, items: dict[Any, Node]) -> None:
-        """`**expression` in a dictionary."""
-        node = self.value(expression)
-        if isinstance(node.items, dict):
-            items.update({key: node.item(key) for key in node.items})
 
     def value_List(self, display: ast.List | ast.Tuple) -> Node:
         items: list[Node] = []
@@ -161,19 +148,17 @@ class PythonLines(_Lines):
         return Node(self.place(operation.lineno), dict(enumerate(first + (second or []))))
 
     def value_Subscript(self, subscript: ast.Subscript) -> Node | None:
-        place, node = self.place(subscript.lineno), self.value(subscript.value)
+        place, node, index = self.place(subscript.lineno), self.value(subscript.value), subscript.slice
         elements = node.elements()
         try:
-            if isinstance(subscript.slice, ast.Slice):
-                edges: Any = (subscript.slice.lower, subscript.slice.upper, subscript.slice.step)
-                chosen = (elements or [])[slice(*(edge and ast.literal_eval(edge) for edge in edges))]
-                return Node(place, dict(enumerate(chosen)))
-            key = ast.literal_eval(subscript.slice)
-        except (ValueError, TypeError):
+            if isinstance(index, ast.Slice):
+                key: Any = slice(*(edge and ast.literal_eval(edge) for edge in (index.lower, index.upper, index.step)))
+            else:
+                key = ast.literal_eval(index)
+            found: Any = elements[key] if elements else node.known_item(key)
+        except (ValueError, TypeError, IndexError):  # an index that has to be computed, or no list
             return None
-        key = key % len(elements) if elements and isinstance(key, int) else key
-        found = node.known_item(key)
-        return found.used_at(place) if found else None
+        return Node(place, dict(enumerate(found))) if isinstance(found, list) else found and found.used_at(place)
 
     def value_ListComp(self, comprehension: Any) -> Node:
         return self.each(comprehension, comprehension.elt)
@@ -185,12 +170,7 @@ class PythonLines(_Lines):
 
     def each(self, comprehension: Any, element: ast.expr) -> Node:
         own = {n.id for g in comprehension.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
-        outer = self.names
-        self.names = {name: node for name, node in outer.items() if name not in own}
+        outer, self.names = self.names, {name: node for name, node in self.names.items() if name not in own}
         node = self.value(element)
         self.names = outer
         return Node(self.place(comprehension.lineno), Each(node))
-
-
-def called(call: ast.Call) -> str:
-    return getattr(call.func, 'id', getattr(call.func, 'attr', ''))

@@ -105,11 +105,9 @@ def _lines_in(statement: ast.stmt) -> dict[tuple[Any, ...], int]:
         if isinstance(node, ast.keyword):
             pairs = [(node.arg, node.value)]
         elif isinstance(node, ast.Dict):
-            pairs = [(key.value, value) for key, value in zip(node.keys, node.values, strict=True)
-                     if isinstance(key, ast.Constant)]
+            pairs = [(getattr(key, 'value', None), value) for key, value in zip(node.keys, node.values, strict=True)]
         elif isinstance(node, ast.Constant):
-            lines.setdefault((None, repr(node.value)), node.lineno)
-            lines.setdefault((node.value,), node.lineno)
+            pairs = [(None, node), (node.value, node)]
         for key, value in pairs:
             lines.setdefault((key, repr(getattr(value, 'value', None))), value.lineno)
             lines.setdefault((key,), value.lineno)
