@@ -17,6 +17,7 @@ from typing import Any
 
 from .borrow import Offer, lender_of, offer
 from .config import place
+from .config.merge import near_names
 from .trace import Line, import_chain, recorded, shown, source_line
 from .trace import trace_builds as trace_builds
 
@@ -229,9 +230,8 @@ def _check_keywords(target: Callable[..., Any], args: dict[str, Any], cfg: dict[
         return
     for key in args:
         if key not in parameters:
-            near = difflib.get_close_matches(key, parameters, 1)
-            hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(parameters) or "none"}'
-            raise TypeError(f'{target.__name__} has no argument {key!r}; {hint}{place(cfg, key)}')
+            hint = near_names(key, parameters) or f'; known: {", ".join(parameters) or "none"}'
+            raise TypeError(f'{target.__name__} has no argument {key!r}{hint}{place(cfg, key)}')
 
 
 def _defined_again(old: Any, new: Any) -> bool:
