@@ -96,8 +96,7 @@ def _sets_item(target: ast.expr, key: Any) -> bool:
 
 @lru_cache(maxsize=64)
 def _lines_in(statement: ast.stmt) -> dict[tuple[Any, ...], int]:
-    """First line of each (key, value), (key,) and (None, value) that is written out in a statement, blocks in it aside.
-    """
+    """First line of each (key, value), (key,) and (None, value) that a statement writes out, blocks in it aside."""
     lines: dict[tuple[Any, ...], int] = {}
     parts = [part for part in ast.iter_child_nodes(statement) if isinstance(part, ast.expr | ast.withitem)]
     for node in (node for part in parts for node in ast.walk(part)):
