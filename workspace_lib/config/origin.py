@@ -5,6 +5,7 @@ While loading nothing is computed. The first question replays the merge, with li
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .lines import YamlLines, json_lines
@@ -40,7 +41,6 @@ class History:
 
     def __init__(self, loaded: Loaded | None, values: dict[Any, Any], merges: tuple[Any, ...] = ()):
         self.loaded, self.values, self.merges = loaded, values, merges
-        self._steps: dict[Path, tuple[Node, Node | None, Any]] = {}
 
     def origin(self, path: Path, value: Any, made_in_code: bool = False) -> Origin:
         """Origin of `value`, which stands at `path` now; what was not there after loading was set in code."""
@@ -61,21 +61,16 @@ class History:
 
     def _step(self, path: Path) -> tuple[Node, Node | None, Any] | None:
         """Node, overridden node and value at `path` after loading; None if there was nothing."""
-        if not path and not self._steps:
-            self._steps[()] = self._root(), None, self.values
-        if path in self._steps:
-            return self._steps[path]
-        step = self._step(path[:-1])
-        if step is None or not has_key(step[2], path[-1]):
-            return None
-        node, old, loaded = step
-        above = node.old if node.replaces else old
-        old = above.known_item(path[-1]) if above else None
-        step = node.item(path[-1]), old, loaded[path[-1]]
-        if type(step[2]) in (dict, list, tuple):
-            self._steps[path] = step
-        return step
+        node, old, value = self._root, None, self.values
+        for key in path:
+            if not has_key(value, key):
+                return None
+            above = node.old if node.replaces else old
+            old = above.known_item(key) if above else None
+            node, value = node.item(key), value[key]
+        return node, old, value
 
+    @cached_property
     def _root(self) -> Node:
         node = merged_node(self.loaded) if self.loaded else Node((CODE, 0))
         values = self.loaded.values if self.loaded else self.values
