@@ -712,6 +712,19 @@ def test_origin_in_yaml_and_json(write):
     assert [lines(cfg, k) for k in ('a.b.0', 'a.b.1.c', 'd')] == ['j.json:2', 'j.json:3', 'j.json:4']
 
 
+def test_origin_in_json_knows_its_escapes_and_words(write):
+    write(j_json='{"a\\/b": [true,\n null, -1.5e3],\n "é\\n\\"\\\\": {"}": false}\n}')
+    cfg = Config.fromfile('j.json')
+    assert cfg.to_dict() == {'a/b': [True, None, -1500.0], 'é\n"\\': {'}': False}}
+    assert [lines(cfg, ('a/b', i)) for i in range(3)] == ['j.json:1', 'j.json:2', 'j.json:2']
+    assert lines(cfg, ('é\n"\\', '}')) == 'j.json:3'
+
+
+def test_origin_of_what_is_imported_or_defined(write):
+    cfg = load(write, 'from __future__ import annotations\nfrom collections import OrderedDict\n\nclass A:\n    x = 1')
+    assert lines(cfg, 'OrderedDict') == 'c.py:2' and lines(cfg, 'A') == 'c.py:4'
+
+
 def test_origin_of_options(write):
     cfg = load(write, 'a = dict(x=1, y=2)\nl = [dict(n=1), dict(n=2)]')
     cfg.merge_from_dict({'a.x': 5, 'l.1.n': 6, 'new.z': 7})

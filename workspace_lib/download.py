@@ -53,7 +53,7 @@ def fetch(url: str) -> Path:
     target = _target(url)
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target.with_name(target.name + '.part')) as part:
+        with alone(target.with_name(target.name + '.part')) as part:
             if not target.is_file():
                 _download(url, part, target)
     if not _is_intact(target):
@@ -91,8 +91,11 @@ def _is_intact(path: Path, name: str | None = None) -> bool:
 
 
 @contextmanager
-def _alone(part: Path) -> Iterator[Path]:
-    """Hold the unfinished file against other processes; whoever waited finds it renamed, or goes on with it."""
+def alone(part: Path) -> Iterator[Path]:
+    """Hold the unfinished file against other processes; whoever waited finds it renamed, or goes on with it.
+
+    The lock ends with the process that holds it, however that ends; of a file that stayed empty nothing remains.
+    """
     while True:
         with part.open('ab') as file:
             try:

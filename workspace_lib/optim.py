@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .config import place
 from .lamb import Lamb as Lamb
 from .registry import OPTIMIZER_BUILDERS, OPTIMIZERS
-from .schedules import hint, place
+from .schedules import hint
 from .schedules import lr_schedule as lr_schedule
 from .schedules import momentum_schedule as momentum_schedule
 from .schedules import sample_schedule as sample_schedule
@@ -180,19 +181,18 @@ def _load_either_layout(optimizer: torch.optim.Optimizer, order: Sequence[int]) 
     def regroup(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any] | None:
         if len(saved['param_groups']) != len(order) or len(optimizer.param_groups) == len(order):
             return None
-        singles = iter([saved['param_groups'][index] for index in order])
-        state: dict[int, Any] = {}
+        singles = [saved['param_groups'][index] for index in order]
+        state = {index: saved['state'][group['params'][0]] for index, group in enumerate(singles)
+                 if group['params'][0] in saved['state']}
         groups: list[dict[str, Any]] = []
+        start = 0
         for group in optimizer.param_groups:
-            members = [next(singles) for _ in group['params']]
+            indices = list(range(start, start := start + len(group['params'])))
+            members = [singles[index] for index in indices]
             if any({**member, 'params': 0} != {**members[0], 'params': 0} for member in members):
                 raise ValueError('the saved optimizer treats parameters differently that share a group here: '
                                  'it was made with another paramwise_cfg')
-            start = sum(len(group['params']) for group in groups)
-            groups.append({**members[0], 'params': list(range(start, start + len(members)))})
-            for index, member in enumerate(members, start):
-                if member['params'][0] in saved['state']:
-                    state[index] = saved['state'][member['params'][0]]
+            groups.append({**members[0], 'params': indices})
         return {**saved, 'state': state, 'param_groups': groups}
 
     optimizer.register_load_state_dict_pre_hook(regroup)

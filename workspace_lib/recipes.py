@@ -5,7 +5,6 @@ In: what a person typed. Out: a ``Config``.
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 from pathlib import Path
 
@@ -55,7 +54,6 @@ def _check_top_level(cfg: Config) -> None:
     for key in cfg:
         if key in TOP_LEVEL_KEYS or key.startswith('_'):
             continue
-        near = difflib.get_close_matches(key, TOP_LEVEL_KEYS, 1, cutoff=0.85)
-        if near:
-            raise KeyError(f'unknown config key {key!r}; did you mean {near[0]!r}? ({cfg.origin(key)}; a variable of '
-                           'your own may have this name with a leading underscore)')
+        if near := near_names(key, TOP_LEVEL_KEYS, 0.85):
+            raise KeyError(f'unknown config key {key!r}{near} ({cfg.origin(key)}; a variable of your own may have this '
+                           'name with a leading underscore)')

@@ -16,7 +16,8 @@ from types import FrameType
 from typing import Any
 
 from .borrow import Offer, lender_of, offer
-from .config import where
+from .config import place
+from .config.merge import near_names
 from .trace import Line, import_chain, recorded, shown, source_line
 from .trace import trace_builds as trace_builds
 
@@ -202,21 +203,21 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry,
     args = {**cfg, **{k: v for k, v in (default_args or {}).items() if k not in cfg}}
     if 'type' not in args:
         raise KeyError(f'`cfg` or `default_args` must contain the key "type", but got {cfg}\n{default_args}'
-                       + _place(cfg))
+                       + place(cfg))
     kind = args.pop('type')
     target = registry.get(kind) if isinstance(kind, str) else kind
     if target is None:
-        raise KeyError(registry._unknown(kind) + _place(cfg, 'type'))
+        raise KeyError(registry._unknown(kind) + place(cfg, 'type'))
     if not (inspect.isclass(target) or inspect.isfunction(target)):
         raise TypeError(f'type must be a str, a class or a function, but got {type(target)}'
-                        + _place(cfg, 'type'))
+                        + place(cfg, 'type'))
     try:
         lender = registry.lender_of(kind) if isinstance(kind, str) else None
         with recorded(registry.name, kind, target, args, lender) as finish:
             _check_keywords(target, args, cfg)
             return finish(target(**args))
     except Exception as error:
-        error.add_note(f'while building {target.__name__}{_place(cfg)}')
+        error.add_note(f'while building {target.__name__}{place(cfg)}')
         raise
 
 
@@ -229,14 +230,8 @@ def _check_keywords(target: Callable[..., Any], args: dict[str, Any], cfg: dict[
         return
     for key in args:
         if key not in parameters:
-            near = difflib.get_close_matches(key, parameters, 1)
-            hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(parameters) or "none"}'
-            raise TypeError(f'{target.__name__} has no argument {key!r}; {hint}{_place(cfg, key)}')
-
-
-def _place(cfg: dict[str, Any], key: str | None = None) -> str:
-    place = where(cfg, key) if key is None or key in cfg else where(cfg)
-    return f' ({place})' if place else ''
+            hint = near_names(key, parameters) or f'; known: {", ".join(parameters) or "none"}'
+            raise TypeError(f'{target.__name__} has no argument {key!r}{hint}{place(cfg, key)}')
 
 
 def _defined_again(old: Any, new: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import where
+from .config import place
 from .policies import BY_ITERATION, MOMENTUM_POLICIES, Policy
 from .policies import POLICIES as POLICIES
 
@@ -121,9 +121,3 @@ def hint(key: str, known: Iterable[str]) -> str:
     beginnings = [name for name in names if name.startswith(key.lower())]
     near = beginnings or get_close_matches(key.lower(), names, n=1, cutoff=0.5)
     return (f'did you mean {names[near[0]]!r}? ' if near else '') + f'Known: {", ".join(names.values())}'
-
-
-def place(node: Mapping[str, Any], key: str | None = None) -> str:
-    """' (where it was set)', if that is known."""
-    found = where(node, key)
-    return f' ({found})' if found else ''

@@ -21,21 +21,13 @@ from itertools import dropwhile
 from types import FrameType
 from typing import Any
 
+from .config import place_text as shown
+
 Line = tuple[str, int]
 _LAUNCHERS = tuple({sysconfig.get_path(p) + os.sep for p in ('stdlib', 'platlib', 'purelib', 'scripts')})
 _REPR = reprlib.Repr()
 _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 30, 120, 120
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-
-
-def shown(line: Line) -> str:
-    """`file:line`, relative to the working folder when inside it; without a line, just the text."""
-    file, number = line
-    if not number:
-        return file
-    if f'{os.sep}ipykernel_' in file:  # a temporary name, another one in each kernel
-        return f'notebook cell:{number}'
-    return f'{os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file}:{number}'
 
 
 def source_line(target: Callable[..., Any]) -> Line:

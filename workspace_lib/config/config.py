@@ -190,6 +190,12 @@ def where(node: Any, key: Any = None) -> str:
     return f'{".".join(map(str, path))}, set {place}'
 
 
+def place(node: Any, key: Any = None) -> str:
+    """What `where` says as the end of a message: ' (model.backbone.depth, set in configs/x.py:6)', or ''."""
+    found = where(node, key)
+    return f' ({found})' if found else ''
+
+
 def _split_key(values: Any, key: str | Sequence[Any]) -> list[Any]:
     """['pipeline', 1, 'size'] for 'pipeline.1.size'; a key of `values` may hold dots itself."""
     parts = key.split('.') if isinstance(key, str) else list(key)

@@ -5,28 +5,20 @@ In: a `Loaded` and the tree of its merged bases. Out: the tree of the file's own
 from __future__ import annotations
 
 import ast
-import json
-import re
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 from .load import Loaded
 from .placeholders import token_number
 from .tree import Each, Node, Place
 
-# Calls that only make a value. A file with any other call is run again, see `rerun`.
-_PURE = {'dict', 'list', 'tuple', 'set', 'str', 'int', 'float', 'bool', 'range', 'len', 'min', 'max', 'sum', 'round',
-         'abs', 'sorted', 'zip', 'enumerate', 'copy', 'deepcopy', 'items', 'keys', 'values', 'get', 'join', 'split',
-         'format', 'replace', 'lower', 'upper', 'getenv', 'dirname', 'basename', 'abspath'}
 _SAME_VALUE = {'list', 'tuple', 'copy', 'deepcopy'}
 
 
-def file_lines(loaded: Loaded, bases: Node) -> Node:
-    if loaded.filename.endswith('.py'):
-        return PythonLines(loaded, bases).read()
-    reader = JsonLines if loaded.filename.endswith('.json') else YamlLines
-    return reader(loaded, bases).read()
+def json_lines(loaded: Loaded, bases: Node) -> Node:
+    """JSON is an expression of Python, but for an escape: `true` and the like are names that stand for themselves."""
+    expression = ast.parse('(' + loaded.code.replace('\\/', '/') + '\n)', mode='eval')
+    return PythonLines(loaded, bases).value(expression.body)
 
 
 class _Lines:
@@ -42,35 +34,9 @@ class _Lines:
         if number is None or number >= len(self.loaded.base_values.keys):
             return Node(self.place(line))
         node = self.bases
-        for _, key in self.loaded.base_values.path(number):
+        for key in self.loaded.base_values.find(number)[0]:
             node = node.item(key)
         return node.used_at(self.place(line))
-
-
-class JsonLines(_Lines):
-    def read(self) -> Node:
-        self.line, self.end = 1, 0
-        self.tokens = re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', self.loaded.code)
-        return self.value(self.next())
-
-    def next(self) -> str:
-        match = next(self.tokens)
-        self.line += self.loaded.code.count('\n', self.end, match.start())
-        self.end = match.start()
-        return match[0]
-
-    def value(self, token: str) -> Node:
-        if token not in '{[':
-            return self.scalar(token.strip('"'), self.line)
-        place, items = self.place(self.line), dict[Any, Node]()
-        while (first := self.next()) not in '}]':
-            if first == ',':
-                continue
-            key, line = len(items), self.line
-            if token == '{':
-                key, _, first = json.loads(first), self.next(), self.next()
-            items[key] = self.value(first).at(self.place(line))
-        return Node(place, items)
 
 
 class YamlLines(_Lines):
@@ -101,33 +67,20 @@ class YamlLines(_Lines):
             yield self.loader.construct_object(key, deep=True), (node.used_at(place) if is_alias else node.at(place))
 
 
-@lru_cache(maxsize=64)  # a syntax tree is some hundred times larger than its text
-def _parse(code: str) -> tuple[ast.Module, bool]:
-    """The syntax tree, and whether it tells by itself all that the file does."""
-    module = ast.parse(code)
-    return module, all(map(_is_followed, module.body))
-
-
 class PythonLines(_Lines):
-    """Follows assignments; a file that does more than assign is run again."""
+    """Follows what assignments give to names, as far as their text tells it."""
 
-    def read(self) -> Node:
+    def __init__(self, loaded: Loaded, bases: Node):
+        super().__init__(loaded, bases)
         self.names: dict[str, Node] = {}
-        module, is_followed = _parse(self.loaded.code)
-        if is_followed:
-            for statement in module.body:
-                self.follow(statement)
-        else:
-            from .rerun import rerun
-            rerun(module, self)
-        return Node(self.place(1), self.names)
 
     def follow(self, statement: ast.stmt) -> list[str]:
         """Note what a statement assigns to names, and return these."""
         if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
             return []
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         value = self.value(statement.value)
-        return [name for target in targets(statement) for name in self.assign(target, value)]
+        return [name for target in targets for name in self.assign(target, value)]
 
     def assign(self, target: ast.expr, value: Node) -> list[str]:
         if isinstance(target, ast.Name):
@@ -157,35 +110,22 @@ class PythonLines(_Lines):
     def value_Dict(self, display: ast.Dict) -> Node:
         items: dict[Any, Node] = {}
         for key, value in zip(display.keys, display.values, strict=True):
-            if key is None:
-                self.spread(value, items)
-            elif isinstance(key, ast.Constant):
-                items[key.value] = self.value(value).at(self.place(key.lineno))
+            node = self.value(value)
+            if isinstance(key, ast.Constant):
+                items[key.value] = node.at(self.place(key.lineno))
+            elif key is None and isinstance(node.items, dict):  # `**value`
+                items.update({name: node.item(name) for name in node.items})
         return Node(self.place(display.lineno), items)
 
     def value_Call(self, call: ast.Call) -> Node | None:
-        name = called(call)
-        if name == 'dict':
-            return self.dict_call(call)
+        name = getattr(call.func, 'id', getattr(call.func, 'attr', ''))
+        if name == 'dict':  # a display in other words
+            keys: list[ast.expr | None] = [None] * len(call.args)
+            keys += [ast.Constant(part.arg, lineno=part.lineno) if part.arg else None for part in call.keywords]
+            values = [*call.args, *(part.value for part in call.keywords)]
+            return self.value_Dict(ast.Dict(keys, values, lineno=call.lineno))
         sources = call.args or ([call.func.value] if isinstance(call.func, ast.Attribute) else [])
         return self.value(sources[0]) if name in _SAME_VALUE and len(sources) == 1 else None
-
-    def dict_call(self, call: ast.Call) -> Node:
-        items: dict[Any, Node] = {}
-        for argument in call.args:
-            self.spread(argument, items)
-        for keyword in call.keywords:
-            if keyword.arg is None:
-                self.spread(keyword.value, items)
-            else:
-                items[keyword.arg] = self.value(keyword.value).at(self.place(keyword.lineno))
-        return Node(self.place(call.lineno), items)
-
-    def spread(self, expression: ast.expr, items: dict[Any, Node]) -> None:
-        """`**expression` in a dictionary."""
-        node = self.value(expression)
-        if isinstance(node.items, dict):
-            items.update({key: node.item(key) for key in node.items})
 
     def value_List(self, display: ast.List | ast.Tuple) -> Node:
         items: list[Node] = []
@@ -208,19 +148,17 @@ class PythonLines(_Lines):
         return Node(self.place(operation.lineno), dict(enumerate(first + (second or []))))
 
     def value_Subscript(self, subscript: ast.Subscript) -> Node | None:
-        place, node = self.place(subscript.lineno), self.value(subscript.value)
+        place, node, index = self.place(subscript.lineno), self.value(subscript.value), subscript.slice
         elements = node.elements()
         try:
-            if isinstance(subscript.slice, ast.Slice):
-                edges: Any = (subscript.slice.lower, subscript.slice.upper, subscript.slice.step)
-                chosen = (elements or [])[slice(*(edge and ast.literal_eval(edge) for edge in edges))]
-                return Node(place, dict(enumerate(chosen)))
-            key = ast.literal_eval(subscript.slice)
-        except (ValueError, TypeError):
+            if isinstance(index, ast.Slice):
+                key: Any = slice(*(edge and ast.literal_eval(edge) for edge in (index.lower, index.upper, index.step)))
+            else:
+                key = ast.literal_eval(index)
+            found: Any = elements[key] if elements else node.known_item(key)
+        except (ValueError, TypeError, IndexError):  # an index that has to be computed, or no list
             return None
-        key = key % len(elements) if elements and isinstance(key, int) else key
-        found = node.known_item(key)
-        return found.used_at(place) if found else None
+        return Node(place, dict(enumerate(found))) if isinstance(found, list) else found and found.used_at(place)
 
     def value_ListComp(self, comprehension: Any) -> Node:
         return self.each(comprehension, comprehension.elt)
@@ -232,34 +170,7 @@ class PythonLines(_Lines):
 
     def each(self, comprehension: Any, element: ast.expr) -> Node:
         own = {n.id for g in comprehension.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
-        outer = self.names
-        self.names = {name: node for name, node in outer.items() if name not in own}
+        outer, self.names = self.names, {name: node for name, node in self.names.items() if name not in own}
         node = self.value(element)
         self.names = outer
         return Node(self.place(comprehension.lineno), Each(node))
-
-
-def targets(statement: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
-    return statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-
-
-def assigns_names(statement: ast.stmt) -> bool:
-    """Whether it is an assignment to names, not to items or attributes of something."""
-    return (isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None
-            and all(isinstance(target, ast.Name | ast.Tuple | ast.List) for target in targets(statement)))
-
-
-def _is_followed(statement: ast.stmt) -> bool:
-    """Whether the text of a statement tells all that it does to the file's values."""
-    if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Constant)
-    if not assigns_names(statement):
-        return isinstance(statement, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.Pass)
-    inside = list(ast.walk(statement))
-    calls = [called(node) for node in inside if isinstance(node, ast.Call)]
-    return _PURE.issuperset(calls) and not any(isinstance(node, ast.NamedExpr | ast.Starred) and
-                                               isinstance(getattr(node, 'ctx', None), ast.Store) for node in inside)
-
-
-def called(call: ast.Call) -> str:
-    return getattr(call.func, 'id', getattr(call.func, 'attr', ''))

@@ -207,8 +207,9 @@ def _merge(loaded: Loaded) -> dict[Any, Any]:
     try:
         return merge(loaded.own, loaded.base_values.values or {})
     except InheritError as error:
-        from .origin import merged_node, own_node
-        child, base = own_node(loaded), merged_node(loaded, of_bases=True)
+        from .origin import bases_node, own_node
+        base = bases_node(loaded)
+        child = own_node(loaded, base)
         for key in error.path:
             child, base = child.item(key), base.item(key)
         raise TypeError(f'{error} ({".".join(map(str, error.path))}, set in {child}, over {base})') from None

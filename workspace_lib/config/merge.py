@@ -82,7 +82,7 @@ def nested(options: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def near_names(name: Any, known: Iterable[Any]) -> str:
-    """`; did you mean 'x'?` for the known names nearest to `name`, or ''."""
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=3)
+def near_names(name: Any, known: Iterable[Any], cutoff: float = 0.6) -> str:
+    """`; did you mean 'x'?` for the known names nearest to `name`, or ''; with a `cutoff` of 1 only equal ones are."""
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], 3, cutoff)
     return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''

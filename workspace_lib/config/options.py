@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 
@@ -44,23 +45,20 @@ class DictAction(argparse.Action):
         return tuple(items) if in_brackets and text[0] == '(' else items
 
 
-def _depths(text: str) -> Iterator[tuple[str, int]]:
-    """Each character with the number of brackets open after it."""
-    depth = 0
-    for char in text:
-        depth += (char in '([') - (char in ')]')
-        yield char, depth
+def _depths(text: str) -> Iterator[int]:
+    """How many brackets are open after each character."""
+    return accumulate((char in '([') - (char in ')]') for char in text)
 
 
 def _closes_last(text: str) -> bool:
     """Whether the first bracket stays open until the last character."""
-    return all(depth > 0 for _, depth in _depths(text[:-1]))
+    return all(depth > 0 for depth in _depths(text[:-1]))
 
 
 def _split(text: str) -> Iterator[str]:
     """The parts between commas outside of brackets; a comma at the end adds none."""
     start = 0
-    for end, (char, depth) in enumerate(_depths(text)):
+    for end, (char, depth) in enumerate(zip(text, _depths(text), strict=True)):
         if char == ',' and depth == 0:
             yield text[start:end]
             start = end + 1

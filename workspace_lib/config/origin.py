@@ -5,14 +5,16 @@ While loading nothing is computed. The first question replays the merge, with li
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from .lines import file_lines
+from .lines import YamlLines, json_lines
 from .load import Loaded
 from .merge import DELETE_KEY, merge, without_delete
 from .node import ConfigDict, Path, children
 from .placeholders import has_key
 from .tree import Node, Place, changed, place_text, same
+from .watch import python_lines
 
 OVERRIDE, CODE = '<override>', '<code>'
 
@@ -39,7 +41,6 @@ class History:
 
     def __init__(self, loaded: Loaded | None, values: dict[Any, Any], merges: tuple[Any, ...] = ()):
         self.loaded, self.values, self.merges = loaded, values, merges
-        self._steps: dict[Path, tuple[Node, Node | None, Any]] = {}
 
     def origin(self, path: Path, value: Any, made_in_code: bool = False) -> Origin:
         """Origin of `value`, which stands at `path` now; what was not there after loading was set in code."""
@@ -60,21 +61,16 @@ class History:
 
     def _step(self, path: Path) -> tuple[Node, Node | None, Any] | None:
         """Node, overridden node and value at `path` after loading; None if there was nothing."""
-        if not path and not self._steps:
-            self._steps[()] = self._root(), None, self.values
-        if path in self._steps:
-            return self._steps[path]
-        step = self._step(path[:-1])
-        if step is None or not has_key(step[2], path[-1]):
-            return None
-        node, old, loaded = step
-        above = node.old if node.replaces else old
-        old = above.known_item(path[-1]) if above else None
-        step = node.item(path[-1]), old, loaded[path[-1]]
-        if type(step[2]) in (dict, list, tuple):
-            self._steps[path] = step
-        return step
+        node, old, value = self._root, None, self.values
+        for key in path:
+            if not has_key(value, key):
+                return None
+            above = node.old if node.replaces else old
+            old = above.known_item(key) if above else None
+            node, value = node.item(key), value[key]
+        return node, old, value
 
+    @cached_property
     def _root(self) -> Node:
         node = merged_node(self.loaded) if self.loaded else Node((CODE, 0))
         values = self.loaded.values if self.loaded else self.values
@@ -103,22 +99,26 @@ def _code_node(key: Any, value: Any, old: Node | None) -> Node:
     return Node((CODE, 0), None, old=old, replaces=True)
 
 
-def own_node(loaded: Loaded) -> Node:
-    """The tree of a file's own values."""
-    return file_lines(loaded, merged_node(loaded, of_bases=True))
+def own_node(loaded: Loaded, bases: Node) -> Node:
+    """The tree of a file's own values, some of which may be its bases'."""
+    if loaded.filename.endswith('.py'):
+        return python_lines(loaded, bases)
+    return json_lines(loaded, bases) if loaded.filename.endswith('.json') else YamlLines(loaded, bases).read()
 
 
-def merged_node(loaded: Loaded, of_bases: bool = False) -> Node:
-    """The tree of a file's values merged over its bases', or of the merged bases alone."""
+def bases_node(loaded: Loaded) -> Node:
+    """The tree of the values that a file inherits."""
     items: dict[Any, Node] = {}
     for base in loaded.bases:
         root = merged_node(base)
         items.update({key: root.item(key) for key in base.values})
-    bases = Node((loaded.filename, 1), items)
-    if of_bases:
-        return bases
-    own = file_lines(loaded, bases)
-    return merge_nodes(loaded.own, own, loaded.base_values.values or {}, bases)
+    return Node((loaded.filename, 1), items)
+
+
+def merged_node(loaded: Loaded) -> Node:
+    """The tree of a file's values merged over its bases'."""
+    bases = bases_node(loaded)
+    return merge_nodes(loaded.own, own_node(loaded, bases), loaded.base_values.values or {}, bases)
 
 
 def merge_nodes(child: dict[Any, Any], child_node: Node, base: Any, base_node: Node) -> Node:

@@ -80,28 +80,21 @@ class BaseValues:
             return value
         if match[0] != text:
             raise ValueError(f'{self.name(int(match[1]))} is part of a longer string; it must be the whole value')
-        return self.base_value(int(match[1]))
+        return self.find(int(match[1]))[1]
 
-    def base_value(self, number: int) -> Any:
+    def find(self, number: int) -> tuple[list[Any], Any]:
+        """The keys that lead to the value that a token stands for, and the value."""
         if self.values is None:
             raise ValueError(f'{self.name(number)} refers to nothing: the file has no `_base_`')
-        value: Any = self.values
-        for _, key in self.path(number):
-            value = value[key]
-        return value
-
-    def path(self, number: int) -> list[tuple[Any, Any]]:
-        """(values, key) of each step to the value that a token stands for."""
-        steps: list[tuple[Any, Any]] = []
-        value: Any = self.values
+        keys, value = list[Any](), self.values
         for part in self.keys[number].split('.'):
             key = int(part) if isinstance(value, list | tuple) and part.isdigit() else part
             if not has_key(value, key):
                 near = near_names(key, value if isinstance(value, dict) else ())
                 raise KeyError(f'{self.name(number)}: the bases have no {key!r} there{near}')
-            steps.append((value, key))
+            keys.append(key)
             value = value[key]
-        return steps
+        return keys, value
 
     def name(self, number: int) -> str:
         match = list(_BASE_VAR.finditer(self.text))[number]

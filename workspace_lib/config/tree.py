@@ -73,8 +73,10 @@ class Each:
 
 
 def place_text(place: Place) -> str:
-    """'configs/x.py:6', relative to the current folder for files in it."""
+    """'configs/x.py:6', relative to the current folder for files in it; without a line just the text."""
     file, line = place
+    if f'{os.sep}ipykernel_' in file:  # a temporary name, another one in each kernel
+        return f'notebook cell:{line}'
     here = os.getcwd() + os.sep
     file = file[len(here):] if file.startswith(here) else file
     return f'{file}:{line}' if line else file

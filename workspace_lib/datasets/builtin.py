@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import importlib.util
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ..download import alone
 from ..registry import DATASETS
 from .base import ArrayInfos, BaseDataset, class_names
 
@@ -178,14 +178,10 @@ def _download(name: str, root: str, file: str, train: bool = True, into: str | N
 def _alone(root: str) -> Iterator[None]:
     """Holds `root` against other processes of this machine, as the ranks of a run, that start at the same time.
 
-    The lock ends with the process that holds it, however that ends. Where nothing can be written, nothing is locked.
+    Where nothing can be written, nothing is locked.
     """
-    try:
-        Path(root).mkdir(parents=True, exist_ok=True)
-        file = open(Path(root, '.download.lock'), 'ab')  # noqa: SIM115 - closed below
-    except OSError:
-        yield
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        with suppress(OSError):
+            Path(root).mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(Path(root, '.torchvision.lock')))
         yield

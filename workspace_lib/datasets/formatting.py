@@ -46,46 +46,42 @@ class LoadImageFromFile(Step):
                 'img_shape': img.shape, 'ori_shape': img.shape, 'img_norm_cfg': norm}
 
 
+class _Convert(Step):
+    """A step that makes something else of the values under `keys`; subclasses write `convert`."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = keys
+
+    def convert(self, value: Any) -> torch.Tensor | np.ndarray:
+        raise NotImplementedError(f'{type(self).__name__} does not define convert(value)')
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        return {**results, **{key: self.convert(results[key]) for key in self.keys}}
+
+
 @PIPELINES.register_module()
-class ImageToTensor(Step):
+class ImageToTensor(_Convert):
     """Arrays (H, W, C) or (H, W) under `keys` to tensors (C, H, W)."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = keys
-
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        for key in self.keys:
-            img = results[key][:, :, None] if results[key].ndim == 2 else results[key]
-            results[key] = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
-        return results
+    def convert(self, value: np.ndarray) -> torch.Tensor:
+        img = value[:, :, None] if value.ndim == 2 else value
+        return torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
 
 
 @PIPELINES.register_module()
-class ToTensor(Step):
+class ToTensor(_Convert):
     """Arrays, numbers and sequences under `keys` to tensors; a number becomes a tensor of one element."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = keys
-
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        for key in self.keys:
-            value = results[key]
-            results[key] = torch.as_tensor([value] if isinstance(value, (int, float)) else value)
-        return results
+    def convert(self, value: Any) -> torch.Tensor:
+        return torch.as_tensor([value] if isinstance(value, (int, float)) else value)
 
 
 @PIPELINES.register_module()
-class ToHalf(Step):
+class ToHalf(_Convert):
     """Arrays or tensors under `keys` to float16; the loader gives float32 all the same, and leaves that to autocast."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = keys
-
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        for key in self.keys:
-            value = results[key]
-            results[key] = value.half() if isinstance(value, torch.Tensor) else value.astype(np.float16)
-        return results
+    def convert(self, value: Any) -> torch.Tensor | np.ndarray:
+        return value.half() if isinstance(value, torch.Tensor) else value.astype(np.float16)
 
 
 @PIPELINES.register_module()

@@ -25,9 +25,8 @@ class EfficientFormerClsHead(ClsHead):
     def __init__(self, num_classes: int, in_channels: int, distillation: bool = True, init_cfg: InitCfg = NORMAL,
                  loss: Cfg = CROSS_ENTROPY, topk: int | Sequence[int] = (1,), cal_acc: bool = False) -> None:
         super().__init__(loss, topk, cal_acc, init_cfg)
-        if num_classes <= 0:
-            raise ValueError(f'EfficientFormerClsHead got num_classes={num_classes}; it takes 1 or more')
-        self.num_classes, self.in_channels, self.dist = num_classes, in_channels, distillation
+        self._set_classes(num_classes, in_channels)
+        self.dist = distillation
         self.head = nn.Linear(in_channels, num_classes)
         if distillation:
             self.dist_head = nn.Linear(in_channels, num_classes)

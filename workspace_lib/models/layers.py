@@ -46,10 +46,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def build_conv(conv_cfg: Cfg | None, *args: Any, **kwargs: Any) -> nn.Module:
     """`nn.Conv2d(*args, **kwargs)`, or the class and further options that `conv_cfg` names."""
     options = dict(conv_cfg or {})
-    kind = options.pop('type', 'Conv2d')
-    if kind not in CONV_LAYERS:
-        raise ValueError(f'conv_cfg got type={kind!r}; known: {", ".join(CONV_LAYERS)}')
-    return CONV_LAYERS[kind](*args, **kwargs, **options)
+    return _known('conv_cfg', options.pop('type', 'Conv2d'), CONV_LAYERS)(*args, **kwargs, **options)
 
 
 def build_norm(norm_cfg: Cfg, channels: int) -> nn.Module:
@@ -69,17 +66,19 @@ def build_activation(act_cfg: Cfg | None) -> nn.Module:
         return nn.Identity()
     options = dict(act_cfg)
     kind = options.pop('type')
-    if kind not in ACTIVATIONS:
-        raise ValueError(f'act_cfg got type={kind!r}; known: {", ".join(ACTIVATIONS)}')
     if kind in ('ReLU', 'ReLU6'):
         options.setdefault('inplace', True)
-    return ACTIVATIONS[kind](**options)
+    return _known('act_cfg', kind, ACTIVATIONS)(**options)
 
 
 def norm_layer(kind: str) -> tuple[type[nn.Module], str]:
-    if kind not in NORM_LAYERS:
-        raise ValueError(f'norm_cfg got type={kind!r}; known: {", ".join(NORM_LAYERS)}')
-    return NORM_LAYERS[kind]
+    return _known('norm_cfg', kind, NORM_LAYERS)
+
+
+def _known(section: str, kind: str, table: dict[str, Any]) -> Any:
+    if kind not in table:
+        raise ValueError(f'{section} got type={kind!r}; known: {", ".join(table)}')
+    return table[kind]
 
 
 class NamedNorms(nn.Module):
