@@ -19,6 +19,7 @@ from .checks import check_sync_batchnorm
 from .config import Config, where
 from .datasets import ImageNet, Pipeline, build_dataloader, build_dataset
 from .device import Precision, describe_device, select_device
+from .faults import CheckInvalidLossHook, StopSignalHook
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
 from .hooks import IterTimerHook, LrUpdaterHook, MomentumUpdaterHook, OptimizerHook
 from .iter_runner import IterBasedRunner as IterBasedRunner
@@ -242,6 +243,9 @@ def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int)
         raise TypeError(f'custom_hooks is a list of dicts, but got {custom!r} ({where(cfg, "custom_hooks")})')
     for section in custom:
         runner.register_hook(section)
+    for standard in (CheckInvalidLossHook, StopSignalHook):
+        if not any(isinstance(hook, standard) for hook in runner.hooks):
+            runner.register_hook(standard())
     log_config = cfg.get('log_config') or {}
     for section in log_config.get('hooks', []):
         runner.register_hook(HOOKS.build(section, default_args=dict(interval=log_config.get('interval', 10))))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .registry import HOOKS
+from .resume import damage_of, put_back_gradients
 
 if TYPE_CHECKING:
     from .runner import EpochBasedRunner
@@ -157,11 +158,15 @@ class OptimizerHook(Hook):
 
     def before_run(self, runner: EpochBasedRunner) -> None:
         runner.optimizer.zero_grad()
+        put_back_gradients(runner.model, runner.gradients or {})
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
         scaler, loss, window = runner.precision.scaler, runner.outputs['loss'], self._window(runner)
-        scaler.scale(loss / window if window > 1 else loss).backward()
+        if loss is not None:  # of a batch that CheckInvalidLossHook skips
+            scaler.scale(loss / window if window > 1 else loss).backward()
         if not (self.every_n_iters(runner, self.cumulative_iters) or self.is_last_iter(runner)):
+            return
+        if loss is None and not self._have_gradients(runner):
             return
         if self.grad_clip is not None:
             scaler.unscale_(runner.optimizer)
@@ -169,6 +174,10 @@ class OptimizerHook(Hook):
         scaler.step(runner.optimizer)
         scaler.update()
         runner.optimizer.zero_grad()
+
+    @staticmethod
+    def _have_gradients(runner: EpochBasedRunner) -> bool:
+        return any(p.grad is not None for group in runner.optimizer.param_groups for p in group['params'])
 
     def _window(self, runner: EpochBasedRunner) -> int:
         """Iterations that share the coming optimizer step; fewer at the end of a run that they do not divide."""
@@ -193,7 +202,8 @@ class CheckpointHook(Hook):
 
     Args:
         interval: in epochs, or in iterations with ``by_epoch=False``; -1 saves at the end only.
-        max_keep_ckpts: older ones beyond this many are removed; -1 keeps all.
+        max_keep_ckpts: older ones beyond this many are removed, once the newest was read back and is whole, but for
+            what ``latest.pth`` and ``best.pth`` point to; -1 keeps all. What a signal to stop left is one of them.
         save_last: save after the last epoch whatever the interval.
         save_optimizer: without it a file is smaller and a run cannot be resumed from it.
         out_dir: another folder than the run's.
@@ -211,11 +221,14 @@ class CheckpointHook(Hook):
 
     def before_run(self, runner: EpochBasedRunner) -> None:
         folder = Path(self.out_dir) if self.out_dir else runner.work_dir
-        kind = 'epoch' if self.by_epoch else 'iter'
-        earlier = {int(path.stem.split('_')[1]): str(path) for path in folder.glob(f'{kind}_*.pth')
-                   if path.stem.split('_')[1].isdigit()} if folder else {}
-        done = runner.epoch if self.by_epoch else runner.iter
-        self.saved = [earlier[number] for number in sorted(earlier) if number <= done]  # of the run that goes on
+        if folder and runner.rank == 0:
+            for left_by_a_kill in folder.glob('.*.pth.*.tmp'):
+                left_by_a_kill.unlink(missing_ok=True)
+        unit = {'stopped_iter': 1, **({'epoch': runner.iters_per_epoch} if self.by_epoch else {'iter': 1})}
+        named = [(path, *path.stem.rpartition('_')[::2]) for path in folder.glob('*_*.pth')] if folder else []
+        earlier = sorted((int(number) * unit[kind], str(path)) for path, kind, number in named
+                         if kind in unit and number.isdigit())
+        self.saved = [path for done, path in earlier if done <= runner.iter]  # of the run that goes on
 
     def after_train_epoch(self, runner: EpochBasedRunner) -> None:
         if self.by_epoch and (self.every_n_epochs(runner, self.interval)
@@ -229,10 +242,13 @@ class CheckpointHook(Hook):
 
     def _save(self, runner: EpochBasedRunner, name: str) -> None:
         path = runner.save_checkpoint(name, out_dir=self.out_dir, save_optimizer=self.save_optimizer)
-        if path is None:  # another rank writes
+        if path is None:  # another rank writes, or nobody can
             return
         runner.logger.info('saved %s', path)
         self.saved.append(str(path))
+        if 0 < self.max_keep_ckpts < len(self.saved) and (damage := damage_of(path)):
+            runner.logger.error('%s; so the older ones are kept', damage)
+            return
         while 0 < self.max_keep_ckpts < len(self.saved):
             runner.remove_checkpoint(self.saved.pop(0))
 

@@ -78,7 +78,7 @@ class EvalHook(Hook):
         interval: in epochs, or in iterations with ``by_epoch=False``.
         start: the first epoch (from 1) to evaluate after; from there on every `interval`.
         save_best: name of a metric, or ``'auto'`` for the first one: its best checkpoint is kept as
-            ``best_<metric>_epoch_N.pth``.
+            ``best_<metric>_epoch_N.pth``, to which ``best.pth`` points.
         rule: ``'greater'`` or ``'less'`` is better.
         eval_kwargs: passed to ``dataset.evaluate``: ``metric``, ``metric_options``.
     """
@@ -105,8 +105,12 @@ class EvalHook(Hook):
         if runner.iter == 0 or runner.work_dir is None or self.save_best is None:
             return
         for path in sorted(runner.work_dir.glob('best_*.pth')):  # of the run that goes on
-            meta = read_checkpoint(path).get('meta') or {}
-            if meta.get('iter', 0) <= runner.iter and 'best_score' in meta:
+            try:
+                meta = read_checkpoint(path, mmap=True).get('meta') or {}
+            except ValueError as error:
+                runner.logger.warning('not taken for the best: %s', error)
+                continue
+            if meta.get('iter', 0) <= runner.iter and 'best_score' in meta and self._is_better(meta['best_score']):
                 self.best, self.best_file = meta['best_score'], path
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
@@ -132,15 +136,20 @@ class EvalHook(Hook):
         if self.save_best is not None:
             self._keep_best(runner, metrics, moment)
 
+    def _is_better(self, value: float) -> bool:
+        return self.best is None or (value > self.best if self.rule == 'greater' else value < self.best)
+
     def _keep_best(self, runner: EpochBasedRunner, metrics: dict[str, Any], moment: str) -> None:
         key = next(iter(metrics)) if self.save_best == 'auto' else str(self.save_best)
         if key not in metrics:
             raise KeyError(f'evaluation.save_best is {key!r}, but the evaluation gave {", ".join(metrics)}')
         value = float(metrics[key])
-        if self.best is not None and (value <= self.best if self.rule == 'greater' else value >= self.best):
+        if not self._is_better(value):
             return
         earlier, name = self.best_file, f'best_{key}_{moment}.pth'
-        path = runner.save_checkpoint(name, link=False, meta=dict(best_score=value))
+        path = runner.save_checkpoint(name, link='best.pth', meta=dict(best_score=value))
+        if runner.rank == 0 and path is None:  # the next one that is better than the file that there is
+            return
         if path and earlier and earlier.name != name:
             earlier.unlink(missing_ok=True)
         self.best, self.best_file = value, path

@@ -38,6 +38,7 @@ from ..models import build_classifier
 from ..recipes import load_config
 from ..runner import EpochBasedRunner
 from .arguments import checked_output
+from .recovery import memory_explained, newest
 from .versions import collect_versions
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
 
     Args:
         work_dir: default ``work_dirs/<name of the config>``. One with checkpoints is written to only when resuming.
-        resume_from: a checkpoint of this run to go on from; `load_from` starts a new run with weights alone.
+        resume_from: a checkpoint of this run to go on from, or 'auto': the newest in `work_dir` that is whole, and
+            where there is none a new run; `load_from` starts a new run with weights alone.
         validate: evaluate between epochs.
         seed: of initialisation, order and augmentation; default a fresh one, named in the log.
         device: default the config's, else ``auto``.
@@ -63,8 +65,12 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     cfg.resume_from = resume_from or cfg.get('resume_from')
     cfg.load_from = load_from or cfg.get('load_from')
+    automatic = cfg.resume_from == 'auto'
+    if automatic:
+        cfg.resume_from = _newest(cfg.work_dir)
     _check_exists(cfg.resume_from or cfg.load_from)
-    _refuse_used_folder(Path(cfg.work_dir), cfg.resume_from)
+    if not automatic:
+        _refuse_used_folder(Path(cfg.work_dir), cfg.resume_from)
     _check_log_level(cfg)
     chosen_seed = seed if seed is not None else cfg.get('seed')
     if chosen_seed is None and cfg.resume_from:  # order and augmentation go on as they were
@@ -80,13 +86,22 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     runner, loaders = build_training(model, datasets, cfg, validate, chosen, dict(
         seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
     _start_folder(cfg, name, runner.timestamp)
-    run_training(runner, loaders, cfg)
+    with memory_explained(runner):
+        run_training(runner, loaders, cfg)
     several_labels = isinstance(leaves(datasets[0])[0], MultiLabelDataset)
     metrics = (cfg.get('evaluation') or {}).get('metric') or ('mAP' if several_labels else 'accuracy')
     logger.info('done; test it with: workspace test %s %s --metrics %s',
                 cfg.filename if isinstance(config, Config) else config, Path(cfg.work_dir) / 'latest.pth',
                 metrics if isinstance(metrics, str) else ' '.join(metrics))
     return runner
+
+
+def _newest(folder: str) -> str | None:
+    """Said in any case: a run that quietly began again would be found out a week later."""
+    found = newest(folder)
+    logger.warning('--resume-from auto: %s', f'going on from {found}' if found else
+                   f'no checkpoint in {folder} to go on from: a new run')
+    return str(found) if found else None
 
 
 def _refuse_used_folder(folder: Path, resume_from: str | None) -> None:

@@ -14,7 +14,10 @@ from .arguments import add_checkpoint, add_config, add_device, add_metrics
 def add_train(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument('--work-dir', help='folder of the run; default work_dirs/<config name>')
-    parser.add_argument('--resume-from', help='checkpoint of this run to go on from')
+    parser.add_argument('--resume-from', help='checkpoint of this run to go on from; auto: the newest in its folder '
+                                              'that is whole, or a new run where there is none')
+    parser.epilog = ('On SIGTERM or SIGUSR1 the run saves after the next iteration and ends with exit status 85: start '
+                     'it again with --resume-from auto.')
     parser.add_argument('--load-from', help='checkpoint whose weights to start from')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate between epochs')
     parser.add_argument('--seed', type=int, help='default: a fresh one, named in the log')
