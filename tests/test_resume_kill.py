@@ -14,7 +14,7 @@ import torch
 from test_prepare_kill import memory_folder
 
 TEXTS = {'epochs': interrupted.EPOCHS, 'iterations': interrupted.ITERS}
-# Within the writing of a file, the first and later ones: half of it there, or all of it and no more to be done but rename.
+# Within the writing of a file, the first and later ones: half of it there, or all and only the renaming to be done.
 WITHIN = [f'tmp:{number}:{how}' for number, how in zip((1, 2, 4, 7, 11), ('half', 'whole') * 3, strict=False)]
 # After so many iterations, or a little later: the process goes on until it is dead.
 AFTER = [random.Random(3).randrange(1 + 5 * part, 6 + 5 * part) for part in range(5)]

@@ -125,7 +125,7 @@ class PreciseBNHook(Hook):
     def after_train_epoch(self, runner: EpochBasedRunner) -> None:
         if self.every_n_epochs(runner, self.interval):
             loader = runner.data_loader
-            size = (getattr(loader, 'batch_size', None) or runner.outputs['num_samples']) * runner.world_size
+            size = (getattr(loader, 'batch_size', None) or runner.outputs.get('num_samples', 1)) * runner.world_size
             count = min(max(1, self.num_samples // size), len(loader))
             runner.logger.info('statistics of BatchNorm over %d batches', count)
             _average_statistics(runner, islice(loader, count), count)
