@@ -165,6 +165,22 @@ def processes() -> Any:
     return context
 
 
+def forking(target: Any, *args: Any) -> None:
+    """With workers that are forked, as they are by default, and not from the server."""
+    multiprocessing.set_start_method('fork', force=True)
+    target(*args)
+
+
+def run_ranks(target: Any, *args: Any, count: int = 2) -> None:
+    """`target(rank, *args)` in so many processes; each must end well."""
+    started = [processes().Process(target=forking, args=(target, rank, *args)) for rank in range(count)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0] * count
+
+
 def difference(first: Any, second: Any, at: str = '') -> list[str]:
     """Where two checkpoints differ, in anything but the time at which they were written."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):

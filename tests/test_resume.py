@@ -19,7 +19,7 @@ import torch
 from test_loader import folder as images  # noqa: F401 - a fixture
 from test_loader import loader, same
 from test_runner import Batches, Regression
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 
 from workspace_lib.checkpoint import link_latest, save_checkpoint
 from workspace_lib.faults import STOPPED, Stopped, StopSignalHook
@@ -493,7 +493,7 @@ def two_ranks(rank: int, folder: str) -> None:
 
 
 def test_two_processes_save_their_mean_gradients_and_each_random_state_and_stop_together(tmp_path, library_log):
-    multiprocessing.spawn(two_ranks, args=(str(tmp_path),), nprocs=2)
+    interrupted.run_ranks(two_ranks, str(tmp_path))
     ranks = [torch.load(tmp_path / f'rank{rank}', weights_only=True) for rank in range(2)]
     saved = read(tmp_path / 'run' / 'iter_2.pth')
     for name, mean in saved['gradients'].items():

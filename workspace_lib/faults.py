@@ -50,7 +50,7 @@ class CheckInvalidLossHook(Hook):
     priority = 'HIGH'  # before the optimizer
 
     def __init__(self, interval: int | None = None, on_invalid: str = 'stop') -> None:
-        if on_invalid not in ('stop', 'skip') or (interval or 1) < 1:
+        if on_invalid not in ('stop', 'skip') or (interval is not None and interval < 1):
             raise ValueError("CheckInvalidLossHook takes on_invalid='stop' or 'skip' and an interval of at least 1, "
                              f'but got {on_invalid=}, {interval=}')
         self.interval, self.skips = interval, on_invalid == 'skip'
@@ -70,11 +70,8 @@ class CheckInvalidLossHook(Hook):
         self.pending.append((runner.iter, runner.outputs['loss'].detach()))
         if self.skips:
             self._skip_if_invalid(runner, *self.pending.pop())
-        elif len(self.pending) >= self.every:
+        elif len(self.pending) >= self.every or self.is_last_iter(runner):
             self._look(runner)
-
-    def after_train_epoch(self, runner: EpochBasedRunner) -> None:
-        self._look(runner)
 
     def before_save(self, runner: EpochBasedRunner) -> None:
         self._look(runner)

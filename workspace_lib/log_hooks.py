@@ -168,9 +168,13 @@ class TextLoggerHook(LoggerHook):
             runner.logger.info('%s  %s', place, _numbers(rest))
 
     def _append(self, entry: dict[str, Any], runner: EpochBasedRunner) -> None:
-        if self.json_file is not None and runner.rank == 0:
+        if self.json_file is None or runner.rank != 0:
+            return
+        try:
             with open(self.json_file, 'a') as file:
                 file.write(json.dumps(entry, default=_listed) + '\n')
+        except OSError as error:  # a full disk costs a line, not the run
+            runner.logger.error('%s lacks a line: %s', self.json_file, error)
 
 
 def _numbers(entry: dict[str, Any]) -> str:

@@ -114,9 +114,14 @@ class Loader:
         for pid, index in zip(self._places[::2], self._places[1::2], strict=True):
             if pid in pids and not any(f'process {pid} ' in note for note in getattr(error, '__notes__', ())):
                 at = f'was reading {self._maker.name_of(index)}' if index >= 0 else 'was between two batches'
-                error.add_note(f'process {pid} {at}. Killed: look for the out-of-memory killer in dmesg, and lower '
+                error.add_note(f'process {pid} {at}{self._signal_of(pid)}. Killed: look for the out-of-memory killer in dmesg, and lower '
                                'data.workers_per_gpu. Bus error: /dev/shm is full (SHM_SIZE in .env, or docker run '
                                '--shm-size). Segmentation fault: look at the file (workspace verify_dataset)')
+
+    def _signal_of(self, pid: int) -> str:
+        workers = getattr(getattr(self._batches, '_iterator', None), '_workers', ())
+        codes = [worker.exitcode for worker in workers if worker.pid == pid and worker.exitcode]
+        return f', and ended by {signal.Signals(-codes[0]).name}' if codes and codes[0] < 0 else ''
 
     def _check_shared_memory(self) -> None:
         """RuntimeError when the batches on their way from the workers need more than /dev/shm has."""
