@@ -269,19 +269,27 @@ class Dies:
 
 # Each in a process of its own: in one where a worker died, torch says so again whenever another child ends.
 
+
+def said_by(target, folder, *args):
+    process = interrupted.processes().Process(target=interrupted.forking, args=(target, 0, str(folder), *args))
+    process.start()
+    process.join(60)
+    return (folder / 'said').read_text()
+
+
 def reading_with_a_worker_that_dies(rank: int, folder: str, pictures: str, number: int) -> None:
+    os.setsid()
     batches = loader(Path(pictures), 2, [TRAIN[0], Dies('07.jpg', number), *TRAIN[1:]])
     try:
         list(batches)
     except RuntimeError as error:
         Path(folder, 'said').write_text(notes(error))
-    os._exit(0)
+    os.killpg(os.getpid(), signal.SIGKILL)  # with its workers
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGBUS])
 def test_a_worker_that_dies_is_named_with_its_file(images, tmp_path, number):  # noqa: F811
-    interrupted.run_ranks(reading_with_a_worker_that_dies, str(tmp_path), str(images), int(number), count=1)
-    told = (tmp_path / 'said').read_text()
+    told = said_by(reading_with_a_worker_that_dies, tmp_path, str(images), int(number))
     assert told.startswith('DataLoader worker') and told.count('was reading') == 1
     assert f'was reading {images}/1/07.jpg, and ended by {number.name}. Killed: look' in told
 
@@ -298,6 +306,7 @@ class Sums(nn.Linear):
 
 
 def training_with_a_worker_that_dies(rank: int, folder: str, pictures: str) -> None:
+    os.setsid()
     # 0/00 ... 0/20 come first, so that 1/07 is in the fourth batch of four, made while the second step sleeps.
     batches = loader(Path(pictures), 1, [TRAIN[0], Dies('07.jpg'), *TRAIN[1:]], shuffle=False)
     runner = IterBasedRunner(Sums(1, 1), torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1), max_iters=6,
@@ -307,12 +316,11 @@ def training_with_a_worker_that_dies(rank: int, folder: str, pictures: str) -> N
         runner.run([batches], [('train', 1)])
     except RuntimeError as error:
         Path(folder, 'said').write_text(f'{runner.iter}\n{notes(error)}')
-    os._exit(0)
+    os.killpg(os.getpid(), signal.SIGKILL)  # with its workers
 
 
 def test_it_is_named_though_torch_says_so_amid_a_step(images, tmp_path):  # noqa: F811
-    interrupted.run_ranks(training_with_a_worker_that_dies, str(tmp_path), str(images), count=1)
-    told = (tmp_path / 'said').read_text()
+    told = said_by(training_with_a_worker_that_dies, tmp_path, str(images))
     assert int(told[0]) < 3 and f'was reading {images}/1/07.jpg' in told
     assert 'of the run; no checkpoint was saved yet' in told
 

@@ -29,6 +29,9 @@ from .wrappers import leaves, locate
 
 _log = logging.getLogger(__name__)
 SHARED_MEMORY = '/dev/shm'  # through which workers hand over their batches
+_WHY_WORKERS_DIE = ('Killed: look for the out-of-memory killer in dmesg, and lower data.workers_per_gpu. Bus error: '
+                    '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the file '
+                    '(workspace verify_dataset)')
 Batch = dict[str, Any]
 Broken = dict[tuple[int, int], str]  # (which of the leaves, index): reason
 
@@ -114,9 +117,7 @@ class Loader:
         for pid, index in zip(self._places[::2], self._places[1::2], strict=True):
             if pid in pids and not any(f'process {pid} ' in note for note in getattr(error, '__notes__', ())):
                 at = f'was reading {self._maker.name_of(index)}' if index >= 0 else 'was between two batches'
-                error.add_note(f'process {pid} {at}{self._signal_of(pid)}. Killed: look for the out-of-memory killer in dmesg, and lower '
-                               'data.workers_per_gpu. Bus error: /dev/shm is full (SHM_SIZE in .env, or docker run '
-                               '--shm-size). Segmentation fault: look at the file (workspace verify_dataset)')
+                error.add_note(f'process {pid} {at}{self._signal_of(pid)}. {_WHY_WORKERS_DIE}')
 
     def _signal_of(self, pid: int) -> str:
         workers = getattr(getattr(self._batches, '_iterator', None), '_workers', ())
