@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .dist import all_reduce_sum
 from .registry import HOOKS
 from .resume import damage_of, put_back_gradients
 
@@ -145,7 +146,7 @@ class OptimizerHook(Hook):
     Args:
         grad_clip: arguments of ``torch.nn.utils.clip_grad_norm_`` such as ``dict(max_norm=5.)``, or None.
         cumulative_iters: gradients of this many iterations are averaged before one optimizer step; the rest at the
-            end of the run makes a step of its own.
+            end of the run makes a step of its own. Several ranks exchange them at that step only.
     """
 
     priority = 'ABOVE_NORMAL'
@@ -160,13 +161,15 @@ class OptimizerHook(Hook):
         runner.optimizer.zero_grad()
         put_back_gradients(runner.model, runner.gradients or {})
 
+    def before_train_iter(self, runner: EpochBasedRunner) -> None:
+        # Of DistributedDataParallel, and read in its forward pass.
+        runner.step.require_backward_grad_sync = self._is_due(runner) and not runner.rest
+
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
-        scaler, loss, window = runner.precision.scaler, runner.outputs['loss'], self._window(runner)
-        if loss is not None:  # of a batch that CheckInvalidLossHook skips
-            scaler.scale(loss / window if window > 1 else loss).backward()
-        if not (self.every_n_iters(runner, self.cumulative_iters) or self.is_last_iter(runner)):
-            return
-        if loss is None and not self._have_gradients(runner):
+        scaler, due, skipped = runner.precision.scaler, self._is_due(runner), runner.outputs['loss'] is None
+        if not skipped:  # as CheckInvalidLossHook does with a batch
+            self._backward(runner, due)
+        if not due or skipped and not self._share_what_there_is(runner):
             return
         if self.grad_clip is not None:
             scaler.unscale_(runner.optimizer)
@@ -175,9 +178,32 @@ class OptimizerHook(Hook):
         scaler.update()
         runner.optimizer.zero_grad()
 
+    def _is_due(self, runner: EpochBasedRunner) -> bool:
+        return self.every_n_iters(runner, self.cumulative_iters) or self.is_last_iter(runner)
+
+    def _backward(self, runner: EpochBasedRunner, due: bool) -> None:
+        """Of the whole batch: the forward pass of its first part was the iteration's."""
+        self._add_gradients(runner)
+        for number, part in enumerate(runner.rest, 1):
+            runner.step.require_backward_grad_sync = due and number == len(runner.rest)
+            runner.forward('train', part)
+            runner.log_buffer.merge(runner.outputs['log_vars'], runner.outputs['num_samples'])
+            self._add_gradients(runner)
+
+    def _add_gradients(self, runner: EpochBasedRunner) -> None:
+        """The loss counts as its part of the batch, and the batch as its part of the window."""
+        loss, divisor = runner.outputs['loss'], float(self._window(runner))
+        if runner.rest:
+            divisor *= len(runner.data_batch['img']) / runner.outputs['num_samples']
+        runner.precision.scaler.scale(loss / divisor if divisor != 1 else loss).backward()
+
     @staticmethod
-    def _have_gradients(runner: EpochBasedRunner) -> bool:
-        return any(p.grad is not None for group in runner.optimizer.param_groups for p in group['params'])
+    def _share_what_there_is(runner: EpochBasedRunner) -> bool:
+        """Average over the ranks what earlier iterations of the window left, as the skipped one would have done."""
+        gradients = [p.grad for group in runner.optimizer.param_groups for p in group['params'] if p.grad is not None]
+        for gradient in gradients:
+            all_reduce_sum(gradient).div_(runner.world_size)
+        return bool(gradients)
 
     def _window(self, runner: EpochBasedRunner) -> int:
         """Iterations that share the coming optimizer step; fewer at the end of a run that they do not divide."""

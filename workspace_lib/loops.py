@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .checkpoint import read_checkpoint
 from .device import Precision
+from .dist import broadcast_buffers, from_main, gather_to_main, get_dist_info, is_main
 from .hooks import Hook
 from .registry import HOOKS
 
@@ -51,6 +52,28 @@ def single_gpu_test(model: Any, data_loader: Any, show: bool = False, out_dir: s
     return results
 
 
+def multi_gpu_test(model: Any, data_loader: Any, tmpdir: str | None = None, gpu_collect: bool = False,
+                   precision: Precision | None = None, progress: bool = True) -> list[Any] | None:
+    """`single_gpu_test` dealt out to all ranks: every image once, whatever their number.
+
+    Args:
+        data_loader: with this rank's share, every `world_size`-th sample; some may have one more than others.
+        tmpdir, gpu_collect: mmcv's ways to gather; the group's own is taken.
+
+    Returns:
+        On rank 0 the results of all images in data-set order; elsewhere None.
+
+    Raises:
+        ValueError: the loader is not dealt out.
+    """
+    own = single_gpu_test(model, data_loader, precision=precision, progress=progress and is_main())
+    total, (_, ranks) = len(data_loader.dataset), get_dist_info()
+    if not total // ranks <= len(own) <= -(-total // ranks):
+        raise ValueError(f'the loader gave {len(own)} of {total} samples to one of {ranks} ranks: it takes dist=True')
+    shares = gather_to_main(own)
+    return None if shares is None else [shares[index % ranks][index // ranks] for index in range(total)]
+
+
 def _show(model: Any, dataset: Any, result: list[np.ndarray], first: int, show: bool,
           out_dir: str | Path | None, show_kwargs: dict) -> None:
     """Draw predictions on the images as they are on disk, not as the pipeline cropped them."""
@@ -80,13 +103,16 @@ class EvalHook(Hook):
         save_best: name of a metric, or ``'auto'`` for the first one: its best checkpoint is kept as
             ``best_<metric>_epoch_N.pth``, to which ``best.pth`` points.
         rule: ``'greater'`` or ``'less'`` is better.
+        broadcast_bn_buffer: every rank evaluates with the running statistics of rank 0, which a checkpoint holds.
+        tmpdir, gpu_collect: as for `multi_gpu_test`.
         eval_kwargs: passed to ``dataset.evaluate``: ``metric``, ``metric_options``.
     """
 
     priority = 'LOW'
 
     def __init__(self, dataloader: Any, interval: int = 1, by_epoch: bool = True, start: int | None = None,
-                 save_best: str | None = None, rule: str = 'greater', **eval_kwargs: Any) -> None:
+                 save_best: str | None = None, rule: str = 'greater', broadcast_bn_buffer: bool = True,
+                 tmpdir: str | None = None, gpu_collect: bool = False, **eval_kwargs: Any) -> None:
         if rule not in ('greater', 'less'):
             raise ValueError(f"evaluation.rule is {rule!r}; it is 'greater' or 'less'")
         if interval < 1:
@@ -97,6 +123,7 @@ class EvalHook(Hook):
         self.start = start or 0
         self.save_best = save_best
         self.rule = rule
+        self.broadcast_bn_buffer = broadcast_bn_buffer
         self.eval_kwargs = eval_kwargs
         self.best: float | None = None
         self.best_file: Path | None = None
@@ -112,6 +139,7 @@ class EvalHook(Hook):
                 continue
             if meta.get('iter', 0) <= runner.iter and 'best_score' in meta and self._is_better(meta['best_score']):
                 self.best, self.best_file = meta['best_score'], path
+        self.best, self.best_file = from_main((self.best, self.best_file))
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
         if not self.by_epoch and self._is_due(runner.iter + 1):
@@ -127,10 +155,13 @@ class EvalHook(Hook):
 
     def evaluate(self, runner: EpochBasedRunner, moment: str) -> None:
         """Test, publish, and leave the model in training mode as it was found."""
+        if self.broadcast_bn_buffer:
+            broadcast_buffers(runner.model)
         with runner.shown_weights():
-            results = single_gpu_test(runner.model, self.dataloader, precision=runner.precision, progress=False)
+            results = multi_gpu_test(runner.model, self.dataloader, precision=runner.precision, progress=False)
         runner.model.train()
-        metrics = self.dataloader.dataset.evaluate(results, logger=runner.logger, **self.eval_kwargs)
+        metrics = from_main(None if results is None else self.dataloader.dataset.evaluate(
+            results, logger=runner.logger, **self.eval_kwargs))
         iteration = len(self.dataloader) if runner.by_epoch else runner.iter + 1
         runner.publish(dict(mode='val', epoch=runner.epoch + 1, iter=iteration, **metrics))
         if self.save_best is not None:

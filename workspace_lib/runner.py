@@ -54,6 +54,23 @@ def batches_from(loader: Any, first: int) -> Iterator[Any]:
     return islice(loader, first, None)
 
 
+class _Steps(torch.nn.Module):
+    """The model's ``train_step`` and ``val_step`` as a forward pass, which is what DistributedDataParallel takes."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mode: str, batch: Any, optimizer: Any) -> dict[str, Any]:
+        return getattr(self.model, f'{mode}_step')(batch, optimizer)
+
+
+def _dealt(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
+    """The batch in `parts`, each with every `parts`-th sample, as the ranks of a larger group would have had it."""
+    parts = min(parts, len(batch['img']))
+    return [{key: values[first::parts] for key, values in batch.items()} for first in range(parts)]
+
+
 @RUNNERS.register_module()
 class EpochBasedRunner:
     """Runs epochs as the workflow says and calls the hooks, lowest priority number first.
@@ -64,6 +81,9 @@ class EpochBasedRunner:
         work_dir: where checkpoints and logs go; None writes nothing.
         max_epochs: after this many the run ends.
         precision: number format of the forward pass; float32 when None.
+
+    ``model`` is the classifier itself, in one process and in several; what the ranks share their gradients through is
+    ``step``. With ``parts`` above 1 the model gets a batch of training in so many parts, one after the other.
 
     State that hooks read: ``epoch``, ``iter``, ``inner_iter`` (counted from 0), ``max_epochs``, ``max_iters``,
     ``mode``, ``data_loader``, ``data_batch``, ``outputs``, ``log_buffer``, ``meta``.
@@ -85,6 +105,9 @@ class EpochBasedRunner:
             raise ValueError(f'runner.max_epochs is {max_epochs}; say how long to train, at least 1: '
                              "runner=dict(type='EpochBasedRunner', max_epochs=100)")
         self.model: Any = model
+        self.step: Any = _Steps(model)
+        self.parts = 1
+        self.rest: list[Any] = []
         self.optimizer: Any = optimizer
         self.work_dir = Path(work_dir) if work_dir is not None else None
         self.logger = logger or logging.getLogger('workspace_lib')
@@ -215,13 +238,26 @@ class EpochBasedRunner:
 
     def _iterate(self, mode: str, batch: Any) -> None:
         self.data_batch = batch
+        first, *self.rest = _dealt(batch, self.parts) if mode == 'train' and self.parts > 1 else [batch]
         self.call_hook(f'before_{mode}_iter')
-        with self.precision.autocast():
-            self.outputs = getattr(self.model, f'{mode}_step')(batch, self.optimizer)
+        self.forward(mode, first)
         self.log_buffer.update(self.outputs['log_vars'], self.outputs['num_samples'])
         self._epoch_open = mode == 'train'
         self._done = self.iter + self._epoch_open  # what a hook may save from here on
         self.call_hook(f'after_{mode}_iter')
+
+    def forward(self, mode: str, batch: Any) -> None:
+        """One step of the model, its results in ``outputs``."""
+        with self.precision.autocast():
+            self.outputs = self.step(mode, batch, self.optimizer)
+
+    def share_gradients(self, **options: Any) -> None:
+        """From here on a backward pass averages the gradients of all ranks, which begin with the weights of rank 0.
+
+        Args:
+            options: of ``torch.nn.parallel.DistributedDataParallel``.
+        """
+        self.step = torch.nn.parallel.DistributedDataParallel(self.step, broadcast_buffers=False, **options)
 
     def check_workflow(self, data_loaders: Sequence, workflow: Sequence[tuple[str, int]]) -> None:
         """Raise ValueError for a workflow that cannot be run with these loaders."""
