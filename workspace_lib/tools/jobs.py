@@ -80,7 +80,8 @@ def noted(command: list[str], root: Path = CHECKOUT) -> Iterator[None]:
     to the terminal; ``make logs`` shows the run's own log.
     """
     outside = not (root / work_dir(command)).resolve().is_relative_to(root.resolve())
-    if place() == 'host' or NOTED in os.environ or outside or not (root / '.lab').is_dir():
+    one_of_several = 'LOCAL_RANK' in os.environ  # what started them has the record
+    if place() == 'host' or NOTED in os.environ or one_of_several or outside or not (root / '.lab').is_dir():
         yield
         return
     folder = folder_of(claim(command[2], root), root)
