@@ -32,7 +32,7 @@ def init_dist(launcher: str, backend: str = 'nccl', port: int | None = None, on_
     """Meet the other processes that `launcher` started; from here on they are one group, each with a GPU of its own.
 
     Args:
-        launcher: pytorch (torchrun), slurm or mpi; none does nothing.
+        launcher: pytorch (torchrun), slurm or mpi. With none, and where they have met, nothing is done.
         backend: nccl; without GPUs it is gloo, and the log says so.
         port: where rank 0 listens, unless MASTER_PORT says; default 29500, with Slurm one that the job's number gives.
         on_gpu: default: where there is one.
@@ -43,7 +43,7 @@ def init_dist(launcher: str, backend: str = 'nccl', port: int | None = None, on_
         ValueError: another launcher, or it left no word in the environment.
         RuntimeError: no GPU for this process, or the others did not come.
     """
-    if launcher == 'none':
+    if launcher == 'none' or distributed.is_initialized():
         return
     rank, world_size, local_rank = _read_environment(launcher, port)
     if torch.cuda.is_available() if on_gpu is None else on_gpu:

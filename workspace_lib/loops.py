@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from .checkpoint import read_checkpoint
+from .datasets.wrappers import leaves
 from .device import Precision
 from .dist import broadcast_buffers, from_main, gather_to_main, get_dist_info, is_main
 from .hooks import Hook
@@ -70,8 +71,14 @@ def multi_gpu_test(model: Any, data_loader: Any, tmpdir: str | None = None, gpu_
     total, (_, ranks) = len(data_loader.dataset), get_dist_info()
     if not total // ranks <= len(own) <= -(-total // ranks):
         raise ValueError(f'the loader gave {len(own)} of {total} samples to one of {ranks} ranks: it takes dist=True')
-    shares = gather_to_main(own)
-    return None if shares is None else [shares[index % ranks][index // ranks] for index in range(total)]
+    parts = [part for part in leaves(data_loader.dataset) if hasattr(part, 'broken')]
+    shares = gather_to_main((own, [part.broken for part in parts]))
+    if shares is None:
+        return None
+    for _, broken in shares:  # what is left out of the evaluation: each rank has met its own
+        for part, met in zip(parts, broken, strict=True):
+            part.broken.update(met)
+    return [shares[index % ranks][0][index // ranks] for index in range(total)]
 
 
 def _show(model: Any, dataset: Any, result: list[np.ndarray], first: int, show: bool,

@@ -5,6 +5,7 @@ In: a model with ``train_step``, an optimizer, loaders. Out: a trained model, an
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 import time
@@ -257,7 +258,10 @@ class EpochBasedRunner:
         Args:
             options: of ``torch.nn.parallel.DistributedDataParallel``.
         """
-        self.step = torch.nn.parallel.DistributedDataParallel(self.step, broadcast_buffers=False, **options)
+        parallel = torch.nn.parallel.DistributedDataParallel
+        # The name of torch 2.14, or of before. Buffers stay each rank's own, as in mmcls.
+        name = {'forward_sync_buffers', 'broadcast_buffers'} & {*inspect.signature(parallel).parameters}
+        self.step = parallel(self.step, **{max(name): False, **options})
 
     def check_workflow(self, data_loaders: Sequence, workflow: Sequence[tuple[str, int]]) -> None:
         """Raise ValueError for a workflow that cannot be run with these loaders."""
