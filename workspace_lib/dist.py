@@ -28,7 +28,7 @@ LAUNCHERS = {
 
 
 def init_dist(launcher: str, backend: str = 'nccl', port: int | None = None, on_gpu: bool | None = None,
-              timeout: float = 300, **kwargs: Any) -> None:
+              timeout: float = 300, silence: float = 1800, **kwargs: Any) -> None:
     """Meet the other processes that `launcher` started; from here on they are one group, each with a GPU of its own.
 
     Args:
@@ -37,6 +37,8 @@ def init_dist(launcher: str, backend: str = 'nccl', port: int | None = None, on_
         port: where rank 0 listens, unless MASTER_PORT says; default 29500, with Slurm one that the job's number gives.
         on_gpu: default: where there is one.
         timeout: seconds to wait for the others.
+        silence: seconds after which, later on, a rank that says nothing more is taken for lost; it has to be longer
+            than an evaluation on rank 0. One whose process ended is missed at once.
         kwargs: further arguments of ``torch.distributed.init_process_group``.
 
     Raises:
@@ -55,7 +57,8 @@ def init_dist(launcher: str, backend: str = 'nccl', port: int | None = None, on_
     logger.info('rank %d of %d meets the others at %s', rank, world_size, place)
     try:
         store, *_ = next(rendezvous('env://', timeout=timedelta(seconds=timeout)))
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, **kwargs)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size,
+                                       timeout=timedelta(seconds=silence), **kwargs)
     except RuntimeError as error:
         raise RuntimeError(f'rank {rank} of {world_size} did not meet the others at {place} (MASTER_ADDR:MASTER_PORT) '
                            f'within {timeout:g} s: {str(error).strip().splitlines()[0]}\n  Does every machine run the '

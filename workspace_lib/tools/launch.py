@@ -60,6 +60,8 @@ def start(args: argparse.Namespace) -> None:
         RuntimeError: a process failed; its own words stand above.
     """
     words = _torchrun_words(args)
+    # With it a machine that comes back waits for an address that torch 2.14 tells the first group alone.
+    os.environ.setdefault('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
