@@ -18,4 +18,7 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}${LAB_DEVICE:-}" ] && [ -x "$root/.ven
     python=$root/.venv/bin/python
 fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec "$python" -m torch.distributed.run "${meet[@]}" --nproc-per-node "$GPUS" "$root/scripts/$1.py" "${@:2}"
+# Schedulers also send SIGUSR1; the processes then save and end, which may take longer than torchrun's 30 s.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
+exec "$python" -m torch.distributed.run "${meet[@]}" --nproc-per-node "$GPUS" \
+    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "$root/scripts/$1.py" "${@:2}"

@@ -1,10 +1,9 @@
 """Two machines train together, and one of them is killed: it comes back, or it does not.
 
-The machines are network namespaces where root may make them, else two agents of torchrun on this one.
+The machines are network namespaces where root may make them, else two agents of torchrun on this one machine.
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import re
@@ -19,8 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from workspace_lib.tools import launch
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # two minutes on two cores
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = f'''
@@ -30,48 +27,27 @@ runner = dict(max_epochs=4)
 checkpoint_config = dict(interval=1)
 evaluation = dict(interval=4)
 '''
-# A process of the group: from the newest checkpoint on, where there is one.
-WORKER = '''
-import sys
-from pathlib import Path
-from workspace_lib.log_hooks import get_root_logger
-from workspace_lib.tools import commands, launch
-
-get_root_logger()
-latest = Path(sys.argv[1], 'latest.pth')
-commands.train('slow.py', sys.argv[1], str(latest) if latest.exists() else None, seed=0, device='cpu')
-launch.leave()
-'''
 
 
 class Machine:
-    """One of two; `start` runs its agent of torchrun, `kill` leaves none of its processes."""
+    """One of two; `start` runs `workspace train` on it, `kill` leaves none of its processes."""
 
     def __init__(self, number: int, folder: Path, master: str, namespace: str | None) -> None:
         self.number, self.folder, self.master, self.namespace = number, folder, master, namespace
         self.agent: subprocess.Popen | None = None
         self.starts = 0
 
-    def start(self, nnodes: str, patience: float) -> None:
-        """`patience`: seconds that a group waits for more machines than it needs."""
-        args = argparse.Namespace(gpus=1, device='cpu', nnodes=nnodes, max_restarts=3, node_rank=self.number,
-                                  master=self.master, resume_from='auto')
-        words = self._in_place(args) + ['--rdzv-conf', f'is_host={int(self.number == 0)},last_call_timeout={patience},'
-                                        'keep_alive_interval=1,keep_alive_max_attempt=3', 'worker.py', 'run']
+    def start(self, nnodes: str) -> None:
+        words = ['train', 'slow.py', '--work-dir', 'run', '--seed', '0', '--device', 'cpu', '--gpus', '1',
+                 '--nnodes', nnodes, '--node-rank', str(self.number), '--master', self.master,
+                 '--max-restarts', '3', '--resume-from', 'auto']
         env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore',
-               'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1',
                'GLOO_SOCKET_IFNAME': 'wire' if self.namespace else 'lo'}
         prefix = ['ip', 'netns', 'exec', self.namespace] if self.namespace else []
         self.starts += 1
         with open(self.folder / f'log{self.number}.{self.starts}', 'wb') as log:
-            self.agent = subprocess.Popen([*prefix, sys.executable, '-m', 'torch.distributed.run', *words],
+            self.agent = subprocess.Popen([*prefix, sys.executable, '-m', 'workspace_lib.tools.cli', *words],
                                           cwd=self.folder, env=env, stdout=log, stderr=log)
-
-    def _in_place(self, args: argparse.Namespace) -> list[str]:
-        words = launch._torchrun_words(args)
-        if self.namespace:  # the address is this machine's own, in there
-            words[words.index('--local-addr') + 1] = f'10.99.0.{self.number + 1}'
-        return words
 
     def kill(self) -> None:
         if self.namespace:
@@ -107,7 +83,6 @@ def two_machines(folder: Path) -> Iterator[list[Machine]]:
     """Machine 0, which holds the rendezvous, and machine 1, joined by a wire."""
     folder.mkdir()
     (folder / 'slow.py').write_text(CONFIG)
-    (folder / 'worker.py').write_text(WORKER)
     names = [f'lab{os.getpid()}-{number}' for number in (0, 1)]
     spaces = all(quiet('ip', 'netns', 'add', name) for name in names) and all(
         quiet('ip', *words.split()) for words in (
@@ -154,16 +129,16 @@ def final(folder: Path) -> tuple[dict[str, torch.Tensor], float]:
 def undisturbed(tmp_path_factory):
     with two_machines(tmp_path_factory.mktemp('elastic') / 'undisturbed') as machines:
         for machine in machines:
-            machine.start('2:2', 1)
+            machine.start('2')
         for machine in machines:
             ended(machine)
         return final(machines[0].folder)
 
 
-def disturb(machines: list[Machine], nnodes: str, patience: float) -> None:
+def disturb(machines: list[Machine], nnodes: str) -> None:
     """Both start, and machine 1 dies in the second epoch."""
     for machine in machines:
-        machine.start(nnodes, patience)
+        machine.start(nnodes)
     until(machines[0].folder / 'run' / 'epoch_1.pth', machines[0])
     time.sleep(0.2)
     machines[1].kill()
@@ -172,20 +147,20 @@ def disturb(machines: list[Machine], nnodes: str, patience: float) -> None:
 
 def test_a_machine_that_comes_back_ends_with_the_same_weights_to_the_bit(undisturbed, tmp_path):
     with two_machines(tmp_path / 'back') as machines:
-        disturb(machines, '2:2', 1)
-        machines[1].start('2:2', 1)
+        disturb(machines, '2')
+        machines[1].start('2')
         for machine in machines:
             ended(machine)
         log = machines[0].log()
         weights, accuracy = final(machines[0].folder)
-    assert log.count('2 processes x 32 samples') == 2 and re.search(r'resumed run/latest.pth: epoch [12]', log)
+    assert log.count('2 processes x 32 samples') == 2 and re.search(r'resumed run/epoch_[12].pth: epoch [12]', log)
     print(f'accuracy {accuracy}, undisturbed {undisturbed[1]}')
     assert all(torch.equal(weights[name], value) for name, value in undisturbed[0].items())
 
 
 def test_without_it_the_rest_keeps_the_batch_and_the_accuracy(undisturbed, tmp_path):
     with two_machines(tmp_path / 'gone') as machines:
-        disturb(machines, '1:2', 2)
+        disturb(machines, '1:2')
         ended(machines[0])
         log = machines[0].log()
         weights, accuracy = final(machines[0].folder)

@@ -4,9 +4,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +120,13 @@ def test_several_machines_meet_at_the_master():
     assert words_of('--gpus', '8', '--nnodes', '2', '--node-rank', '1', '--master', 'a.b:29501') == [
         '--nproc-per-node', '8', '--max-restarts', '0', '--nnodes', '2', '--node-rank', '1', '--master-addr', 'a.b',
         '--master-port', '29501']
+
+
+def test_machines_that_wait_for_one_that_comes_back_meet_anew():
+    words = words_of('--gpus', '1', '--nnodes', '2', '--master', '127.0.0.1:29501', '--max-restarts', '1',
+                     '--resume-from', 'auto')
+    assert words[words.index('--rdzv-backend') + 1] == 'c10d' and words[words.index('--nnodes') + 1] == '2'
+    assert 'is_host=1' in words
 
 
 def test_a_number_of_machines_that_may_change_is_torchs_elastic_rendezvous():
@@ -297,3 +306,23 @@ custom_hooks = [dict(type='FailsOnRank1')]
                2, '--device', 'cpu', cwd=tmp_path, PYTHONPATH=f'{ROOT}:{tmp_path}')
     assert done.returncode == 1
     assert 'a fault of rank 1' in done.stderr and 'process 1 ended with status 1' in done.stderr
+
+
+def test_a_signal_stops_all_processes_with_a_checkpoint_to_go_on_from(tmp_path):
+    (tmp_path / 'tiny.py').write_text(CONFIG.format(root=ROOT).replace('max_epochs=1', 'max_epochs=300'))
+    words = ['-m', 'workspace_lib.tools.cli', 'train', 'tiny.py', '--gpus', '2', '--device', 'cpu', '--work-dir', 'run',
+             '--no-validate']
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    with open(tmp_path / 'said', 'wb') as said:
+        process = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=env, stdout=said, stderr=said)
+    try:
+        while 'Epoch [1]' not in (tmp_path / 'said').read_text():
+            assert process.poll() is None, (tmp_path / 'said').read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(60) == 85, (tmp_path / 'said').read_text()
+    finally:
+        process.kill()
+    (file,) = (tmp_path / 'run').glob('stopped_iter_*.pth')
+    meta = torch.load(file, weights_only=True)['meta']
+    assert (meta['world_size'], meta['samples_per_gpu'], meta['batch_size']) == (2, 250, 500)

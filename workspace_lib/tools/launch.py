@@ -8,11 +8,13 @@ import argparse
 import logging
 import os
 import re
+import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import Config, where
+from .jobs import STOPPED
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 #: What torchrun sets, all of it; a single one of these names may be another program's.
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+
+#: What ends a group in an orderly way; schedulers send the last.
+SIGNALS = 'SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
@@ -58,26 +63,31 @@ def start(args: argparse.Namespace) -> None:
     Raises:
         ValueError: fewer GPUs than that, or options that cannot go together.
         RuntimeError: a process failed; its own words stand above.
+        SystemExit: with the status of a run that a signal stopped, which the processes got too.
     """
     words = _torchrun_words(args)
-    # With it a machine that comes back waits for an address that torch 2.14 tells the first group alone.
+    # Else a machine that comes back waits for an address that torch 2.14 tells the first group alone.
     os.environ.setdefault('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
+    os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '300')  # seconds: a checkpoint takes its time
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
     try:
-        torchrun([*words, '-m', 'workspace_lib.tools.cli', *args.words])
+        torchrun([*words, '--signals-to-handle', SIGNALS, '-m', 'workspace_lib.tools.cli', *args.words])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode == STOPPED:
+            raise SystemExit(STOPPED) from None
         raise RuntimeError(f'process {rank} ended with status {failure.exitcode}; what it said is above') from error
     except SignalException as error:
+        if error.sigval in (signal.SIGTERM, signal.SIGUSR1):
+            raise SystemExit(STOPPED) from None
         raise KeyboardInterrupt from error
 
 
 def _torchrun_words(args: argparse.Namespace) -> list[str]:
     _check_gpus(args)
-    elastic = ':' in args.nnodes
-    restarts = args.max_restarts if args.max_restarts is not None else 3 if elastic else 0
+    restarts = args.max_restarts if args.max_restarts is not None else 3 if ':' in args.nnodes else 0
     if restarts and getattr(args, 'resume_from', 'auto') != 'auto':
         raise ValueError('a group that starts again goes on from its last checkpoint: add --resume-from auto '
                          '(or --max-restarts 0)')
@@ -88,7 +98,7 @@ def _torchrun_words(args: argparse.Namespace) -> list[str]:
     if not host or not port.isdigit():
         raise ValueError(f'--master {args.master}: HOST:PORT of machine 0, as in --master 10.0.0.1:29500')
     words += ['--nnodes', args.nnodes]
-    if not elastic:
+    if ':' not in args.nnodes and not restarts:
         return [*words, '--node-rank', str(args.node_rank), '--master-addr', host, '--master-port', port]
     return [*words, '--rdzv-backend', 'c10d', '--rdzv-id', 'workspace', '--rdzv-endpoint', args.master,
             '--rdzv-conf', f'is_host={int(args.node_rank == 0)}', '--local-addr', _address_towards(host, int(port))]
