@@ -21,10 +21,11 @@ from workspace_lib.config import Config
 from workspace_lib.datasets import MultiLabelDataset, build_dataset
 from workspace_lib.datasets.base import ArrayInfos
 from workspace_lib.datasets.builtin import MNIST5k
-from workspace_lib.hooks import Hook
+from workspace_lib.hooks import Hook, OptimizerHook
 from workspace_lib.loops import multi_gpu_test
 from workspace_lib.models import ImageClassifier, build_classifier
 from workspace_lib.registry import CLASSIFIERS, DATASETS
+from workspace_lib.runner import EpochBasedRunner
 from workspace_lib.tools import commands
 
 pytestmark = pytest.mark.timeout(300)  # six processes, on a machine of two cores that may be busy
@@ -175,19 +176,25 @@ def own_drops(ranks: int, folder: Path) -> float:
     return float(torch.rand(1))
 
 
-def unequal(rank: int) -> str:
-    dataset_of = {0: 'Digits1003', 1: 'MNIST5k', 2: 'MNIST5k'}
-    with pytest.raises(ValueError) as error:
-        trained(digits(**{'data.train.type': dataset_of[rank]}), iters=2)
-    return str(error.value)
-
-
 def undealt() -> str:
     cfg = digits()
     loader = apis.build_loader(cfg, 'test', build_dataset(cfg.data.test), torch.device('cpu'), dist=False)
     with pytest.raises(ValueError) as error:
         multi_gpu_test(build_classifier(cfg.model), loader, progress=False)
     return str(error.value)
+
+
+def refused(**changes: Any) -> str:
+    """What is said about a training that cannot be, or, with `show_dir`, a test."""
+    with pytest.raises(ValueError) as error:
+        if 'show_dir' in changes:
+            commands.test(digits(), 'none.pth', device='cpu', **changes)
+        else:
+            trained(digits(**changes), iters=2)
+    return str(error.value)
+
+
+SYNC_BN = dict(_delete_=True, type='ResNet', depth=18, base_channels=4, in_channels=1, norm_cfg=dict(type='SyncBN'))
 
 
 def everything(rank: int, ranks: int, port: int, folder: str) -> None:
@@ -204,7 +211,8 @@ def everything(rank: int, ranks: int, port: int, folder: str) -> None:
     found['broken'] = fewer_broken(ranks)
     if ranks == 2:
         found |= dict(exchanges=exchanges(ranks), normed=normed(here), drops=own_drops(ranks, here),
-                      unequal=unequal(rank), undealt=undealt())
+                      unequal=refused(**{'data.train.type': ('Digits1003', 'MNIST5k')[rank]}), undealt=undealt(),
+                      sync_bn=refused(**{'model.backbone': SYNC_BN}), pictures=refused(show_dir='x'))
     torch.save(found, here / f'rank{rank}.pt')
     if ranks > 1:
         torch.distributed.destroy_process_group()
@@ -298,9 +306,83 @@ def test_ranks_draw_differently_after_the_same_first_weights(runs):
 
 def test_ranks_with_different_data_are_found_before_they_wait_for_each_other(runs):
     for rank in runs[2]:
-        assert 'rank 0 1003 and 63, rank 1 4000 and 250' in rank['unequal'] or \
-            'rank 0 1003 and 32, rank 1 4000 and 125' in rank['unequal']
+        assert 'rank 0 1003 and 32, rank 1 4000 and 125' in rank['unequal']
+
+
+def test_sync_bn_without_gpus_is_refused(runs):
+    assert all('these are 2 processes on cpu' in rank['sync_bn'] and 'norm_cfg.type=BN' in rank['sync_bn']
+               for rank in runs[2])
+
+
+def test_pictures_are_for_one_process(runs):
+    assert all('--show-dir draw in one process' in rank['pictures'] for rank in runs[2])
 
 
 def test_a_loader_that_is_not_dealt_out_is_refused(runs):
     assert all('1003 of 1003 samples to one of 2 ranks' in rank['undealt'] for rank in runs[2])
+
+
+class Numbers(torch.nn.Module):
+    """A model whose batches are dicts with `img`; counts how much of a batch it gets at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.sizes = torch.nn.Linear(4, 1).double(), []
+
+    def train_step(self, batch, optimizer):
+        self.sizes.append(len(batch['img']))
+        loss = (self.fc(batch['img']) - batch['y']).pow(2).mean()
+        return dict(loss=loss, log_vars=dict(loss=loss.detach()), num_samples=len(batch['img']))
+
+
+def numbers(parts: int, window: int) -> tuple[Numbers, list[float]]:
+    torch.manual_seed(0)
+    model, logged = Numbers(), []
+    batches = [dict(img=torch.randn(7, 4).double(), y=torch.randn(7, 1).double()) for _ in range(5)]
+    runner = EpochBasedRunner(model, torch.optim.SGD(model.parameters(), lr=0.1), max_epochs=1)
+    runner.parts = parts
+
+    class Note(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner):
+            logged.append(runner.log_buffer.average(1)['loss'])
+
+    runner.register_hook(OptimizerHook(cumulative_iters=window))
+    runner.register_hook(Note())
+    runner.run([batches], [('train', 1)])
+    return model, logged
+
+
+@pytest.mark.parametrize('window', [1, 2])
+def test_a_batch_in_parts_trains_as_the_whole(window):
+    (whole, logged), (parted, logged_parts) = numbers(1, window), numbers(3, window)
+    assert whole.sizes == [7] * 5 and parted.sizes == [3, 2, 2] * 5
+    assert torch.allclose(whole.fc.weight, parted.fc.weight, rtol=0, atol=1e-14)
+    assert np.allclose(logged, logged_parts, rtol=0, atol=1e-6)
+
+
+def test_a_run_goes_on_with_the_batch_that_it_began_with(tmp_path, caplog):
+    caplog.set_level('INFO')
+    cfg = digits(samples=100, work_dir=str(tmp_path), **{'runner.max_epochs': 2, 'checkpoint_config.interval': 1})
+    cfg.runner.max_epochs = 1
+    trained(cfg)
+    file = tmp_path / 'epoch_1.pth'
+    checkpoint = torch.load(file, weights_only=True)
+    assert checkpoint['meta']['batch_size'] == 100
+    checkpoint['meta'] |= dict(world_size=3, batch_size=300)  # as three processes would have left it
+    torch.save(checkpoint, file)
+    cfg.merge_from_dict({'runner.max_epochs': 2, 'resume_from': str(file)})
+    apis.set_random_seed(3)
+    model, dataset = build_classifier(cfg.model), build_dataset(cfg.data.train)
+    runner, (loader, ) = apis.build_training(model, dataset, cfg)
+    assert (loader.batch_size, runner.parts, runner.meta['batch_size']) == (300, 3, 300)
+    cfg.data.samples_per_gpu = 50  # a person's own wish goes before
+    runner, (loader, ) = apis.build_training(build_classifier(cfg.model), dataset, cfg)
+    assert (loader.batch_size, runner.parts, runner.meta['batch_size']) == (50, 1, 50)
+
+
+def test_distributed_without_a_group_is_an_error():
+    cfg = digits()
+    with pytest.raises(ValueError, match='call init_dist'):
+        apis.train_model(build_classifier(cfg.model), build_dataset(cfg.data.train), cfg, distributed=True)
