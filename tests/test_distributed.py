@@ -26,7 +26,7 @@ from workspace_lib.loops import multi_gpu_test
 from workspace_lib.models import ImageClassifier, build_classifier
 from workspace_lib.registry import CLASSIFIERS, DATASETS
 from workspace_lib.runner import EpochBasedRunner
-from workspace_lib.tools import commands
+from workspace_lib.tools import commands, launchers
 
 pytestmark = pytest.mark.timeout(300)  # six processes, on a machine of two cores that may be busy
 IMAGES = 1003  # no number of ranks divides it but 17 and 59
@@ -204,7 +204,7 @@ def everything(rank: int, ranks: int, port: int, folder: str) -> None:
     logging.getLogger('workspace_lib').setLevel(logging.ERROR)
     here = Path(folder, str(ranks))
     if ranks > 1:
-        dist.init_dist('pytorch')
+        launchers.init_dist('pytorch')
     here.mkdir(exist_ok=True)
     found: dict[str, Any] = dict(evaluated=evaluated(here))
     found['losses'] = {kind: losses_of(kind, ranks) for kind in ('Float64', 'ImageClassifier')} if ranks < 3 else {}
@@ -384,5 +384,5 @@ def test_a_run_goes_on_with_the_batch_that_it_began_with(tmp_path, caplog):
 
 def test_distributed_without_a_group_is_an_error():
     cfg = digits()
-    with pytest.raises(ValueError, match='call init_dist'):
+    with pytest.raises(ValueError, match='launchers.init_dist'):
         apis.train_model(build_classifier(cfg.model), build_dataset(cfg.data.train), cfg, distributed=True)

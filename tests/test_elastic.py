@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from descent import descendants, kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # two minutes on two cores
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,23 +55,12 @@ class Machine:
             pids = [int(pid) for pid in said.stdout.split()]
         else:
             pids = descendants(self.agent.pid) if self.agent else []
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill(pids)
         if self.agent:
             self.agent.wait()
 
     def log(self) -> str:
         return (self.folder / f'log{self.number}.{self.starts}').read_text()
-
-
-def descendants(pid: int) -> list[int]:
-    found = [pid]
-    for stat in Path('/proc').glob('[0-9]*/stat'):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(')')[2].split()[1]) == pid:
-                found += descendants(int(stat.parent.name))
-    return found
 
 
 def quiet(*words: str) -> bool:

@@ -15,13 +15,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from descent import descendants, kill
 
-from workspace_lib import dist
 from workspace_lib.config import Config
-from workspace_lib.tools import cli, commands, launch
+from workspace_lib.dist import get_dist_info
+from workspace_lib.tools import cli, commands, launch, launchers
 
 ROOT = Path(__file__).resolve().parents[1]
-OF_LAUNCHERS = [*launch.TORCHRUN, *(name for names in dist.LAUNCHERS.values() for name in names),
+OF_LAUNCHERS = [*launch.TORCHRUN, *(name for names in launchers.LAUNCHERS.values() for name in names),
                 'SLURM_NODELIST', 'SLURM_JOB_ID', 'TORCHELASTIC_USE_AGENT_STORE']
 
 
@@ -43,25 +44,25 @@ def says(env, **variables: object) -> None:
     ('gpu-[007-009,12],login', 'gpu-007'), ('gpu[3]', 'gpu3'), ('a,b', 'a'), ('node-1', 'node-1'),
     ('rack[1-2]-node[05,7-9].cluster', 'rack1-node05.cluster')])
 def test_the_first_host_of_slurms_list(nodes, first):
-    assert dist.first_host(nodes) == first
+    assert launchers.first_host(nodes) == first
 
 
 def test_slurms_variables_become_torchruns(env):
     says(env, SLURM_PROCID=9, SLURM_NTASKS=16, SLURM_LOCALID=1, SLURM_NODELIST='gpu[4-5]', SLURM_JOB_ID=123456)
-    assert dist._read_environment('slurm', None) == (9, 16, 1)
+    assert launchers._read_environment('slurm', None) == (9, 16, 1)
     assert {name: os.environ[name] for name in launch.TORCHRUN} == dict(
         RANK='9', WORLD_SIZE='16', LOCAL_RANK='1', MASTER_ADDR='gpu4', MASTER_PORT=str(15000 + 123456 % 15000))
 
 
 def test_a_port_that_is_given_goes_before_slurms(env):
     says(env, SLURM_PROCID=0, SLURM_NTASKS=1, SLURM_LOCALID=0, SLURM_NODELIST='a', MASTER_ADDR='b')
-    dist._read_environment('slurm', 1234)
+    launchers._read_environment('slurm', 1234)
     assert (os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']) == ('b', '1234')
 
 
 def test_mpis_variables_become_torchruns(env):
     says(env, OMPI_COMM_WORLD_RANK=3, OMPI_COMM_WORLD_SIZE=4, OMPI_COMM_WORLD_LOCAL_RANK=1, MASTER_ADDR='head')
-    assert dist._read_environment('mpi', None) == (3, 4, 1)
+    assert launchers._read_environment('mpi', None) == (3, 4, 1)
     assert (os.environ['RANK'], os.environ['MASTER_PORT']) == ('3', '29500')
 
 
@@ -70,12 +71,12 @@ def test_mpis_variables_become_torchruns(env):
     ('mpi', 'OMPI_COMM_WORLD_RANK'), ('ray', "launcher 'ray' is not known; use none, pytorch, slurm, mpi")])
 def test_a_launcher_that_said_nothing_is_an_error(env, launcher, named):
     with pytest.raises(ValueError, match=named):
-        dist.init_dist(launcher)
+        launchers.init_dist(launcher)
 
 
 def test_no_launcher_is_one_process(env):
-    dist.init_dist('none')
-    assert dist.get_dist_info() == (0, 1) and 'RANK' not in os.environ
+    launchers.init_dist('none')
+    assert get_dist_info() == (0, 1) and 'RANK' not in os.environ
 
 
 @pytest.mark.parametrize('rank, reason', [(0, '1/2 clients joined'), (1, 'timed out')])
@@ -83,7 +84,7 @@ def test_peers_that_do_not_come_are_an_error_with_the_place(env, rank, reason):
     port = free_port()
     says(env, RANK=rank, WORLD_SIZE=2, LOCAL_RANK=rank, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     with pytest.raises(RuntimeError) as error:
-        dist.init_dist('pytorch', timeout=1)
+        launchers.init_dist('pytorch', timeout=1)
     assert f'rank {rank} of 2 did not meet the others at 127.0.0.1:{port}' in str(error.value)
     assert 'NODE_RANK' in str(error.value) and reason in str(error.value)
 
@@ -94,7 +95,7 @@ def test_a_port_that_is_taken_is_an_error_with_the_place(env):
         other.listen()
         says(env, RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, MASTER_ADDR='127.0.0.1', MASTER_PORT=other.getsockname()[1])
         with pytest.raises(RuntimeError, match=r'(?s)did not meet.*address already in use.*free there'):
-            dist.init_dist('pytorch', timeout=1)
+            launchers.init_dist('pytorch', timeout=1)
 
 
 def free_port() -> int:
@@ -315,14 +316,16 @@ def test_a_signal_stops_all_processes_with_a_checkpoint_to_go_on_from(tmp_path):
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
     with open(tmp_path / 'said', 'wb') as said:
         process = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=env, stdout=said, stderr=said)
+    group = [process.pid]
     try:
         while 'Epoch [1]' not in (tmp_path / 'said').read_text():
             assert process.poll() is None, (tmp_path / 'said').read_text()
             time.sleep(0.1)
+        group = descendants(process.pid)
         process.send_signal(signal.SIGUSR1)
         assert process.wait(60) == 85, (tmp_path / 'said').read_text()
     finally:
-        process.kill()
+        kill(group)
     (file,) = (tmp_path / 'run').glob('stopped_iter_*.pth')
     meta = torch.load(file, weights_only=True)['meta']
     assert (meta['world_size'], meta['samples_per_gpu'], meta['batch_size']) == (2, 250, 500)

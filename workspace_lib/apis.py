@@ -20,7 +20,6 @@ from .config import Config, where
 from .datasets import ImageNet, Pipeline, build_dataloader, build_dataset
 from .device import Precision, describe_device, select_device
 from .dist import get_dist_info
-from .dist import init_dist as init_dist
 from .faults import CheckInvalidLossHook, StopSignalHook
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
 from .hooks import IterTimerHook, LrUpdaterHook, MomentumUpdaterHook, OptimizerHook
@@ -160,7 +159,7 @@ def train_model(model: Any, dataset: Any, cfg: Config, distributed: bool = False
 
     Args:
         dataset: one data set, or one for each entry of ``cfg.workflow``.
-        distributed: this process is one of several, after ``init_dist``.
+        distributed: this process is one of several, after ``tools.launchers.init_dist``.
         validate: evaluate on ``cfg.data.val`` as ``cfg.evaluation`` says.
         timestamp: names the log files.
         device: default ``cfg.device``, else ``auto``.
@@ -170,7 +169,8 @@ def train_model(model: Any, dataset: Any, cfg: Config, distributed: bool = False
         The runner after its last epoch.
     """
     if distributed and get_dist_info()[1] == 1:
-        raise ValueError('distributed=True, but this is one process: call init_dist in each of several first')
+        raise ValueError('distributed=True, but this is one process: in each of several, call '
+                         'workspace_lib.tools.launchers.init_dist first')
     runner, loaders = build_training(model, dataset, cfg, validate, device, meta)
     runner.timestamp = timestamp or runner.timestamp
     return run_training(runner, loaders, cfg)

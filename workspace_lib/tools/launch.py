@@ -130,7 +130,7 @@ def join(launcher: str | None, cfg: Config, device: str | torch.device) -> torch
         cfg: ``dist_params`` go to ``init_dist``.
     """
     from ..device import select_device
-    from ..dist import LAUNCHERS, init_dist
+    from .launchers import LAUNCHERS, init_dist
     launcher = launcher or ('pytorch' if _under_torchrun() else 'none')
     if launcher != 'none':
         if ':' in str(device):
