@@ -1,4 +1,4 @@
-"""A process and all that came of it: torchrun's workers are in sessions of their own, and outlive it when it is killed."""
+"""A process and all that came of it: torchrun's workers are in sessions of their own, and outlive its being killed."""
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +17,9 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill(pids: list[int]) -> None:
+def kill(pids: list[int], folder: Path) -> None:
+    """Those that run in `folder`: the number of one that ended may be another's by now."""
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            if Path(f'/proc/{pid}/cwd').resolve() == folder.resolve():
+                os.kill(pid, signal.SIGKILL)

@@ -55,7 +55,7 @@ class Machine:
             pids = [int(pid) for pid in said.stdout.split()]
         else:
             pids = descendants(self.agent.pid) if self.agent else []
-        kill(pids)
+        kill(pids, self.folder)
         if self.agent:
             self.agent.wait()
 

@@ -325,7 +325,7 @@ def test_a_signal_stops_all_processes_with_a_checkpoint_to_go_on_from(tmp_path):
         process.send_signal(signal.SIGUSR1)
         assert process.wait(60) == 85, (tmp_path / 'said').read_text()
     finally:
-        kill(group)
+        kill(group, tmp_path)
     (file,) = (tmp_path / 'run').glob('stopped_iter_*.pth')
     meta = torch.load(file, weights_only=True)['meta']
     assert (meta['world_size'], meta['samples_per_gpu'], meta['batch_size']) == (2, 250, 500)
