@@ -200,8 +200,7 @@ def build_training(model: Any, dataset: Any, cfg: Config, validate: bool = False
     elif cfg.get('load_from'):
         runner.load_checkpoint(cfg.load_from)
     runner.check_workflow(loaders, workflow_of(cfg))
-    check_ranks(runner, next(loader for (mode, _), loader in zip(workflow_of(cfg), loaders, strict=True)
-                             if mode == 'train'))
+    check_ranks(runner, _of_training(loaders, cfg))
     return runner, loaders
 
 
@@ -217,27 +216,25 @@ def _batch_of(cfg: Config) -> tuple[int, int]:
 
 
 def _deal(runner: EpochBasedRunner, cfg: Config, samples: int, whole: int) -> None:
-    """How the ranks share a batch: said, kept for a resumed run, and its gradients shared."""
-    at_once, ranks = loader_config(cfg, 'train')['samples_per_gpu'], runner.world_size
+    """How the ranks share a batch: kept for a resumed run, and its gradients shared."""
+    at_once = loader_config(cfg, 'train')['samples_per_gpu']
     window = next((hook.cumulative_iters for hook in runner.hooks if isinstance(hook, OptimizerHook)), 1)
     runner.parts = -(-samples // at_once)
-    runner.meta.update(world_size=ranks, samples_per_gpu=at_once, batch_size=whole, cumulative_iters=window)
-    runner.logger.info('batch: %d process%s x %d samples%s x %d iterations = %d images an optimizer step', ranks,
-                       'es' * (ranks > 1), samples, f' in {runner.parts} parts' * (runner.parts > 1), window,
-                       ranks * samples * window)
-    if ranks * samples != whole:
-        runner.logger.warning('%d processes cannot share the batch of %d that this run was begun with: it goes on with '
-                              '%d', ranks, whole, ranks * samples)
-    if ranks > 1:
+    runner.meta.update(world_size=runner.world_size, samples_per_gpu=at_once, batch_size=whole, cumulative_iters=window)
+    if runner.world_size > 1:
         runner.share_gradients(**{name: bool(cfg.get(name)) for name in (
             'find_unused_parameters', 'static_graph', 'gradient_as_bucket_view')})
 
 
 def run_training(runner: EpochBasedRunner, loaders: list[Any], cfg: Config) -> EpochBasedRunner:
     """Train to the last epoch."""
-    _say_start(runner, loaders[0], cfg)
+    _say_start(runner, _of_training(loaders, cfg), cfg)
     runner.run(loaders, workflow_of(cfg))
     return runner
+
+
+def _of_training(loaders: list[Any], cfg: Config) -> Any:
+    return next(loader for (mode, _), loader in zip(workflow_of(cfg), loaders, strict=True) if mode == 'train')
 
 
 def workflow_of(cfg: Config) -> list[tuple[str, int]]:
@@ -336,6 +333,13 @@ def _say_start(runner: EpochBasedRunner, loader: Any, cfg: Config) -> None:
     if cfg.get('resume_from') or cfg.get('load_from'):
         runner.logger.info('%s, from epoch %d, iteration %d on', cfg.get('resume_from') or cfg.get('load_from'),
                            runner.epoch + 1, runner.iter + 1)
+    ranks, samples, window = runner.world_size, loader.batch_size, runner.meta['cumulative_iters']
+    runner.logger.info('batch: %d process%s x %d samples%s x %d iterations = %d images an optimizer step', ranks,
+                       'es' * (ranks > 1), samples, f' in {runner.parts} parts' * (runner.parts > 1), window,
+                       ranks * samples * window)
+    if ranks * samples != (whole := runner.meta['batch_size']):
+        runner.logger.warning('%d processes cannot share the batch of %d that this run was begun with: it goes on with '
+                              '%d', ranks, whole, ranks * samples)
     parameters = sum(p.numel() for p in runner.model.parameters())
     _, end, unit = runner.progress()
     runner.logger.info('%s on %s, %s: %s images, %d iterations an epoch, %d %s; %s parameters; folder %s',

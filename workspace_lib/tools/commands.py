@@ -96,10 +96,10 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     model.CLASSES = datasets[0].CLASSES
     runner, loaders = build_training(model, datasets, cfg, validate, chosen, dict(
         seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
-    launch.scale_lr(runner, cfg)
     runner.timestamp = from_main(runner.timestamp)
     if rank == 0:
         _start_folder(cfg, name, runner.timestamp)
+    launch.scale_lr(runner, cfg)
     with memory_explained(runner):
         run_training(runner, loaders, cfg)
     several_labels = isinstance(leaves(datasets[0])[0], MultiLabelDataset)
