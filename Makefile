@@ -56,7 +56,7 @@ exec: ## a command where the lab runs: make exec CMD='workspace config lenet/len
 
 train: ## train: CONFIG=lenet/lenet5_mnist5k.py ARGS='--seed 1' (DETACH=1: a job; GPUS=8; NNODES=2 NODE_RANK=0 MASTER=host:29500)
 	@$(FRONT) train $(WISH) "--config=$$CONFIG" "--args=$$ARGS" $(if $(DETACH),--detach) \
-	  "--gpus=$$GPUS" "--nnodes=$$NNODES" "--node-rank=$$NODE_RANK" "--master=$$MASTER"
+	  "--gpus=$$GPUS" "--nnodes=$$NNODES" "--node-rank=$$NODE_RANK" "--meet-at=$$MASTER"
 
 build: ## build the lab's image (OFFLINE=1: from docker/wheels; CA_CERT=file: a company's certificate)
 	@$(FRONT) build $(WISH)

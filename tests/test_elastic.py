@@ -37,10 +37,10 @@ class Machine:
         self.agent: subprocess.Popen | None = None
         self.starts = 0
 
-    def start(self, nnodes: str) -> None:
+    def start(self, nnodes: str, restarts: int = 3) -> None:
         words = ['train', 'slow.py', '--work-dir', 'run', '--seed', '0', '--device', 'cpu', '--gpus', '1',
-                 '--nnodes', nnodes, '--node-rank', str(self.number), '--master', self.master,
-                 '--max-restarts', '3', '--resume-from', 'auto']
+                 '--nnodes', nnodes, '--node-rank', str(self.number), '--meet-at', self.master,
+                 '--max-restarts', str(restarts), '--resume-from', 'auto']
         env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore',
                'GLOO_SOCKET_IFNAME': 'wire' if self.namespace else 'lo'}
         prefix = ['ip', 'netns', 'exec', self.namespace] if self.namespace else []
@@ -117,8 +117,8 @@ def final(folder: Path) -> tuple[dict[str, torch.Tensor], float]:
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
     with two_machines(tmp_path_factory.mktemp('elastic') / 'undisturbed') as machines:
-        for machine in machines:
-            machine.start('2')
+        for machine in machines:  # that meet once, at the master's address
+            machine.start('2', restarts=0)
         for machine in machines:
             ended(machine)
         return final(machines[0].folder)

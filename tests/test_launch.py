@@ -1,7 +1,9 @@
 """How processes come to be a group: launchers' variables, ``--gpus N``, the scripts, and what is said when it fails."""
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import re
 import signal
@@ -118,30 +120,42 @@ def test_gpus_on_one_machine_take_a_free_port():
 
 
 def test_several_machines_meet_at_the_master():
-    assert words_of('--gpus', '8', '--nnodes', '2', '--node-rank', '1', '--master', 'a.b:29501') == [
+    assert words_of('--gpus', '8', '--nnodes', '2', '--node-rank', '1', '--meet-at', 'a.b:29501') == [
         '--nproc-per-node', '8', '--max-restarts', '0', '--nnodes', '2', '--node-rank', '1', '--master-addr', 'a.b',
         '--master-port', '29501']
 
 
 def test_machines_that_wait_for_one_that_comes_back_meet_anew():
-    words = words_of('--gpus', '1', '--nnodes', '2', '--master', '127.0.0.1:29501', '--max-restarts', '1',
+    words = words_of('--gpus', '1', '--nnodes', '2', '--meet-at', '127.0.0.1:29501', '--max-restarts', '1',
                      '--resume-from', 'auto')
     assert words[words.index('--rdzv-backend') + 1] == 'c10d' and words[words.index('--nnodes') + 1] == '2'
     assert 'is_host=1' in words
 
 
 def test_a_number_of_machines_that_may_change_is_torchs_elastic_rendezvous():
-    words = words_of('--gpus', '1', '--nnodes', '1:2', '--node-rank', '1', '--master', '127.0.0.1:29501',
+    words = words_of('--gpus', '1', '--nnodes', '1:2', '--node-rank', '1', '--meet-at', '127.0.0.1:29501',
                      '--resume-from', 'auto')
     assert words[words.index('--max-restarts') + 1] == '3' and 'is_host=0' in words
     assert words[words.index('--rdzv-endpoint') + 1] == '127.0.0.1:29501'
     assert words[words.index('--local-addr') + 1] == '127.0.0.1'
 
 
+@pytest.mark.parametrize('command', ['train', 'test'])
+def test_torchrun_hands_every_option_on(command):
+    """Its parser takes the beginning of two of its own options for a mistake, though what follows is not for it."""
+    from torch.distributed.run import parse_args
+    parser = cli.build_parser()._subparsers._group_actions[0].choices[command]
+    parser.parse_known_args(['c.py', 'x.pth'])  # fills it
+    words = [command, *(option for action in parser._actions for option in action.option_strings)]
+    assert len(words) > 20
+    assert parse_args(['--standalone', '-m', 'workspace_lib.tools.cli', *words]).training_script_args == words
+
+
 @pytest.mark.parametrize('argv, named', [
-    (['--gpus', '0'], 'starts at 1'), (['--nnodes', '2', '--master', 'h:1'], '--gpus is None'),
-    (['--gpus', '1', '--nnodes', '2', '--master', 'host'], 'HOST:PORT'),
-    (['--gpus', '1', '--max-restarts', '2'], '--resume-from auto')])
+    (['--gpus', '0'], 'starts at 1'), (['--nnodes', '2', '--meet-at', 'h:1'], '--gpus is None'),
+    (['--gpus', '1', '--nnodes', '2', '--meet-at', 'host'], 'HOST:PORT'),
+    (['--gpus', '1', '--max-restarts', '2'], '--resume-from auto'),
+    (['--gpus', '1', '--nnodes', '1:2', '--resume-from', 'auto', '--meet-at', 'no host:1'], 'no host:1 cannot')])
 def test_impossible_wishes_are_refused(argv, named):
     with pytest.raises(ValueError, match=named):
         words_of(*argv)
@@ -164,6 +178,23 @@ def test_one_gpu_of_all_is_an_error_under_a_launcher(env):
 def test_an_old_launchers_argument_is_understood(env, spelling):
     args = cli.build_parser().parse_args(['test', 'c.py', 'x.pth', spelling, '--launcher', 'pytorch'])
     assert launch.joins(args) and os.environ['LOCAL_RANK'] == '3'
+
+
+def test_of_other_ranks_only_warnings_are_heard_and_whose_they_are(monkeypatch):
+    logger, said = logging.getLogger('workspace_lib'), io.StringIO()
+    monkeypatch.setattr(logger, 'handlers', [logging.StreamHandler(said)])
+    monkeypatch.setattr(logging.getLogger('py.warnings'), 'handlers', [])
+    level = logger.level
+    try:
+        launch._speak_as(3)
+        logger.info('an epoch')
+        logger.warning('a broken file')
+        logging.getLogger('py.warnings').warning('old name')
+    finally:
+        logging.captureWarnings(False)
+        logger.setLevel(level)
+    first, second = said.getvalue().splitlines()
+    assert first.endswith('WARNING - rank 3: a broken file') and second.endswith('rank 3: old name')
 
 
 # --- the learning rate and the batch -----------------------------------------------------------------

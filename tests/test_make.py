@@ -56,7 +56,7 @@ class TestWords:
     @pytest.mark.parametrize('target, key, before', [
         ('exec', 'CMD', ''), ('train', 'CONFIG', '--config='), ('train', 'ARGS', '--args='), ('logs', 'JOB', '--job='),
         ('doctor', 'EXPLAIN', ''), ('train', 'GPUS', '--gpus='), ('train', 'NNODES', '--nnodes='),
-        ('train', 'NODE_RANK', '--node-rank='), ('train', 'MASTER', '--master=')])
+        ('train', 'NODE_RANK', '--node-rank='), ('train', 'MASTER', '--meet-at=')])
     def test_from_the_command_line_and_from_the_environment(self, echo, target, key, before, word):
         assert f'{before}{word}' in echo(target, f'{key}={word}')
         assert f'{before}{word}' in echo(target, environ={key: word})
@@ -107,7 +107,7 @@ class TestJobs:
     def test_several_machines_are_options_of_the_training(self, installed):
         wishes = ('GPUS=8', 'NNODES=2', 'NODE_RANK=1', 'MASTER=10.0.0.1:29500', 'ARGS=--seed 1')
         done = installed('train', 'CONFIG=c.py', *wishes)
-        assert 'train c.py --gpus 8 --nnodes 2 --node-rank 1 --master 10.0.0.1:29500 --seed 1\n' in done.stdout
+        assert 'train c.py --gpus 8 --nnodes 2 --node-rank 1 --meet-at 10.0.0.1:29500 --seed 1\n' in done.stdout
 
     def test_of_several_machines_each_says_which_it_is(self, installed):
         done = installed('train', 'CONFIG=c.py', 'NNODES=2', 'GPUS=8')

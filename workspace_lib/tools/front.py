@@ -187,7 +187,7 @@ class Front:
         }
 
     def train(self, config: str, args: str, detach: bool, launch: dict[str, str] | None = None) -> int:
-        """``launch``: gpus, nnodes, node_rank, master; what is '' is not said."""
+        """``launch``: gpus, nnodes, node_rank, meet_at; what is '' is not said."""
         if not config:
             raise LaneError('which config? make train CONFIG=lenet/lenet5_mnist5k.py [ARGS="--work-dir x"] [DETACH=1]')
         try:
@@ -387,7 +387,7 @@ class Front:
 def launch_options(wishes: dict[str, str]) -> list[str]:
     """Options of ``workspace train`` for GPUS, NNODES, NODE_RANK and MASTER of the Makefile."""
     said = {key: value for key, value in wishes.items() if value}
-    if said.get('nnodes', '1') != '1' and not {'gpus', 'node_rank', 'master'} <= said.keys():
+    if said.get('nnodes', '1') != '1' and not {'gpus', 'node_rank', 'meet_at'} <= said.keys():
         raise LaneError(
             'of several machines each says: make train CONFIG=... NNODES=2 NODE_RANK=0 MASTER=first:29500 GPUS=8, with '
             'its own NODE_RANK (from 0) and GPUS, and the address of the first'
@@ -410,7 +410,7 @@ def _say(text: str, status: int) -> int:
     return status
 
 
-LAUNCH = ('gpus', 'nnodes', 'node_rank', 'master')
+LAUNCH = ('gpus', 'nnodes', 'node_rank', 'meet_at')
 ACTIONS = (
     'up',
     'down',

@@ -36,7 +36,7 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--nnodes', default='1', metavar='N',
                         help='machines that run this command together; 1:4 goes on while at least 1 of 4 is there')
     parser.add_argument('--node-rank', type=int, default=0, metavar='I', help='which of them this is, from 0')
-    parser.add_argument('--master', default='127.0.0.1:29500', metavar='HOST:PORT',
+    parser.add_argument('--meet-at', default='127.0.0.1:29500', metavar='HOST:PORT',
                         help='where machine 0 listens for the others')
     parser.add_argument('--max-restarts', type=int, metavar='N',
                         help='how often a group that lost a process starts again; needs --resume-from auto')
@@ -94,13 +94,13 @@ def _torchrun_words(args: argparse.Namespace) -> list[str]:
     words = ['--nproc-per-node', str(args.gpus), '--max-restarts', str(restarts)]
     if args.nnodes == '1':
         return ['--standalone', *words]
-    host, _, port = args.master.rpartition(':')
+    host, _, port = args.meet_at.rpartition(':')
     if not host or not port.isdigit():
-        raise ValueError(f'--master {args.master}: HOST:PORT of machine 0, as in --master 10.0.0.1:29500')
+        raise ValueError(f'--meet-at {args.meet_at}: HOST:PORT of machine 0, as in --meet-at 10.0.0.1:29500')
     words += ['--nnodes', args.nnodes]
     if ':' not in args.nnodes and not restarts:
         return [*words, '--node-rank', str(args.node_rank), '--master-addr', host, '--master-port', port]
-    return [*words, '--rdzv-backend', 'c10d', '--rdzv-id', 'workspace', '--rdzv-endpoint', args.master,
+    return [*words, '--rdzv-backend', 'c10d', '--rdzv-id', 'workspace', '--rdzv-endpoint', args.meet_at,
             '--rdzv-conf', f'is_host={int(args.node_rank == 0)}', '--local-addr', _address_towards(host, int(port))]
 
 
@@ -118,7 +118,10 @@ def _check_gpus(args: argparse.Namespace) -> None:
 def _address_towards(host: str, port: int) -> str:
     """This machine's own address on the way to `host`, which the others are told: its name may lead nowhere there."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, port))  # of a datagram: nothing is sent
+        try:
+            probe.connect((host, port))  # of a datagram: nothing is sent
+        except OSError as error:
+            raise ValueError(f'--meet-at {host}:{port} cannot be reached from here: {error.strerror}') from error
         return probe.getsockname()[0]
 
 
