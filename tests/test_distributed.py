@@ -169,6 +169,19 @@ def normed(folder: Path) -> dict[str, Any]:
     return dict(weights=runner.model.state_dict(), best=hook.best, best_file=str(hook.best_file))
 
 
+def resumed(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights after 6 iterations, and after 6 of which the last 3 were of a run that was resumed."""
+    cfg = digits(samples=8, work_dir=str(folder / 'whole'), **{
+        'model': dict(_delete_=True, type='ImageClassifier', backbone=dict(
+            type='ResNet', depth=18, base_channels=16, in_channels=1), neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=128, loss=dict(type='CrossEntropyLoss'))),
+        'runner': dict(_delete_=True, type='IterBasedRunner', max_iters=6),
+        'checkpoint_config': dict(interval=3, by_epoch=False), 'lr_config': dict(_delete_=True, policy='fixed')})
+    whole = trained(cfg).model.state_dict()
+    cfg.merge_from_dict(dict(work_dir=str(folder / 'parts'), resume_from=str(folder / 'whole' / 'iter_3.pth')))
+    return whole, trained(cfg).model.state_dict()
+
+
 def own_drops(ranks: int, folder: Path) -> float:
     """What this rank's generators draw after `commands.train`, which sets them."""
     cfg = digits(samples=128, work_dir=str(folder / 'drops'), **{'checkpoint_config.interval': -1})
@@ -209,6 +222,8 @@ def everything(rank: int, ranks: int, port: int, folder: str) -> None:
     found: dict[str, Any] = dict(evaluated=evaluated(here))
     found['losses'] = {kind: losses_of(kind, ranks) for kind in ('Float64', 'ImageClassifier')} if ranks < 3 else {}
     found['broken'] = fewer_broken(ranks)
+    if ranks == 3:
+        found['resumed'] = resumed(here)
     if ranks == 2:
         found |= dict(exchanges=exchanges(ranks), normed=normed(here), drops=own_drops(ranks, here),
                       unequal=refused(**{'data.train.type': ('Digits1003', 'MNIST5k')[rank]}), undealt=undealt(),
@@ -277,6 +292,13 @@ def test_the_log_says_the_mean_over_the_ranks(runs):
 def test_broken_samples_that_any_rank_met_are_left_out(runs, ranks):
     count, broken = runs[ranks][0]['broken']
     assert count == IMAGES and broken == {rank: f'met by rank {rank}' for rank in range(ranks)}
+
+
+def test_three_processes_resume_to_the_same_bits(runs):
+    """Whose sums depend on where in its bucket a gradient is, and the model has several buckets."""
+    for rank in runs[3]:
+        whole, parts = rank['resumed']
+        assert all(torch.equal(parts[name], value) for name, value in whole.items())
 
 
 def test_gradients_are_exchanged_at_the_optimizer_step_alone(runs):

@@ -22,6 +22,7 @@ from .device import Precision
 from .dist import get_dist_info
 from .hooks import PRIORITIES, Hook
 from .log_hooks import LogBuffer as LogBuffer
+from .randomness import random_state, set_random_state
 from .registry import HOOKS, RUNNERS
 from .resume import restore_random_state, state_of_ranks
 
@@ -109,6 +110,7 @@ class EpochBasedRunner:
         self.step: Any = _Steps(model)
         self.parts = 1
         self.rest: list[Any] = []
+        self._settled = True
         self.optimizer: Any = optimizer
         self.work_dir = Path(work_dir) if work_dir is not None else None
         self.logger = logger or logging.getLogger('workspace_lib')
@@ -240,6 +242,8 @@ class EpochBasedRunner:
     def _iterate(self, mode: str, batch: Any) -> None:
         self.data_batch = batch
         first, *self.rest = _dealt(batch, self.parts) if mode == 'train' and self.parts > 1 else [batch]
+        if mode == 'train' and not self._settled:
+            self._settle(first)
         self.call_hook(f'before_{mode}_iter')
         self.forward(mode, first)
         self.log_buffer.update(self.outputs['log_vars'], self.outputs['num_samples'])
@@ -262,6 +266,25 @@ class EpochBasedRunner:
         # The name of torch 2.14, or of before. Buffers stay each rank's own, as in mmcls.
         name = {'forward_sync_buffers', 'broadcast_buffers'} & {*inspect.signature(parallel).parameters}
         self.step = parallel(self.step, **{max(name): False, **options})
+        self._settled = self.world_size < 3
+
+    def _settle(self, batch: Any) -> None:
+        """A pass that is thrown away, since the first one decides in which buckets gradients are summed.
+
+        And so in which order, from three ranks on: a resumed run would differ from one that was not in the last digit.
+        """
+        self._settled, random = True, random_state()
+        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        self.model.zero_grad(set_to_none=True)
+        self.step.require_backward_grad_sync = True
+        self.forward('train', batch)
+        self.outputs['loss'].backward()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for buffer, value in kept:
+            buffer.copy_(value)
+        set_random_state(random)
 
     def check_workflow(self, data_loaders: Sequence, workflow: Sequence[tuple[str, int]]) -> None:
         """Raise ValueError for a workflow that cannot be run with these loaders."""
