@@ -4,6 +4,7 @@ The processes of one number are started once, do everything, and leave what they
 """
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -176,10 +177,32 @@ def resumed(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             type='ResNet', depth=18, base_channels=16, in_channels=1), neck=dict(type='GlobalAveragePooling'),
             head=dict(type='LinearClsHead', num_classes=10, in_channels=128, loss=dict(type='CrossEntropyLoss'))),
         'runner': dict(_delete_=True, type='IterBasedRunner', max_iters=6),
-        'checkpoint_config': dict(interval=3, by_epoch=False), 'lr_config': dict(_delete_=True, policy='fixed')})
+        'checkpoint_config': dict(interval=3, by_epoch=False, max_keep_ckpts=9), 'lr_config': dict(_delete_=True, policy='fixed')})
     whole = trained(cfg).model.state_dict()
     cfg.merge_from_dict(dict(work_dir=str(folder / 'parts'), resume_from=str(folder / 'whole' / 'iter_3.pth')))
     return whole, trained(cfg).model.state_dict()
+
+
+def uneven(folder: Path) -> dict[str, Any]:
+    """A run of one process with batches of 100 goes on with three."""
+    cfg = digits(samples=100, work_dir=str(folder / 'uneven'), **{'checkpoint_config.interval': 1})
+    trained(cfg)
+    dist.all_gather('saved')
+    checkpoint = torch.load(folder / 'uneven' / 'epoch_1.pth', weights_only=True)
+    checkpoint['meta'] |= dict(world_size=1, batch_size=100)
+    mine = folder / f'{dist.get_dist_info()[0]}.pth'
+    torch.save(checkpoint, mine)
+    cfg.merge_from_dict({'runner.max_epochs': 2, 'work_dir': str(folder / 'even'), 'resume_from': str(mine)})
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logger = logging.getLogger('workspace_lib')
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    runner = trained(cfg)
+    logger.setLevel(logging.ERROR)
+    logger.removeHandler(handler)
+    return dict(size=runner.data_loader.batch_size, whole=runner.meta['batch_size'], epoch=runner.epoch,
+                iter=runner.iter, said=said.getvalue())
 
 
 def own_drops(ranks: int, folder: Path) -> float:
@@ -223,7 +246,7 @@ def everything(rank: int, ranks: int, port: int, folder: str) -> None:
     found['losses'] = {kind: losses_of(kind, ranks) for kind in ('Float64', 'ImageClassifier')} if ranks < 3 else {}
     found['broken'] = fewer_broken(ranks)
     if ranks == 3:
-        found['resumed'] = resumed(here)
+        found |= dict(resumed=resumed(here), uneven=uneven(here))
     if ranks == 2:
         found |= dict(exchanges=exchanges(ranks), normed=normed(here), drops=own_drops(ranks, here),
                       unequal=refused(**{'data.train.type': ('Digits1003', 'MNIST5k')[rank]}), undealt=undealt(),
@@ -301,6 +324,13 @@ def test_three_processes_resume_to_the_same_bits(runs):
         assert all(torch.equal(parts[name], value) for name, value in whole.items())
 
 
+def test_a_batch_that_the_ranks_cannot_share_becomes_the_nearest_with_a_warning(runs):
+    for rank in runs[3]:
+        found = rank['uneven']
+        assert (found['size'], found['whole'], found['epoch'], found['iter']) == (33, 100, 2, 22)  # 11 of 99 an epoch
+        assert '3 processes cannot share the batch of 100' in found['said'] and 'goes on with 99' in found['said']
+
+
 def test_gradients_are_exchanged_at_the_optimizer_step_alone(runs):
     assert runs[2][0]['exchanges'] == [3, 6, 7]
 
@@ -314,7 +344,7 @@ def test_ranks_end_with_the_same_weights_averages_and_statistics(runs):
 def test_ranks_agree_on_the_best_and_rank_0_alone_writes(runs):
     (first, second), folder = (rank['normed'] for rank in runs[2]), runs[2][0]['folder'] / '2' / 'normed'
     assert first['best'] == second['best'] and first['best'] > 0
-    assert Path(first['best_file']).is_file() and second['best_file'] == 'None'
+    assert Path(first['best_file']).is_file() and first['best_file'] == second['best_file']
     assert len(list(folder.glob('*.log.json'))) == 1
     meta = torch.load(folder / 'epoch_1.pth', weights_only=True)
     assert not any(name.startswith(('module.', 'model.')) for name in meta['state_dict'])

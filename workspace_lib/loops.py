@@ -185,10 +185,10 @@ class EvalHook(Hook):
         if not self._is_better(value):
             return
         earlier, name = self.best_file, f'best_{key}_{moment}.pth'
-        path = runner.save_checkpoint(name, link='best.pth', meta=dict(best_score=value))
-        if runner.rank == 0 and path is None:  # the next one that is better than the file that there is
+        path = from_main(runner.save_checkpoint(name, link='best.pth', meta=dict(best_score=value)))
+        if path is None:  # the next one that is better than the file that there is
             return
-        if path and earlier and earlier.name != name:
+        if earlier and earlier.name != name:
             earlier.unlink(missing_ok=True)
         self.best, self.best_file = value, path
         runner.logger.info('best %s so far: %.4f, kept as %s', key, value, path)
