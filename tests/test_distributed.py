@@ -319,9 +319,11 @@ def test_broken_samples_that_any_rank_met_are_left_out(runs, ranks):
 
 def test_three_processes_resume_to_the_same_bits(runs):
     """Whose sums depend on where in its bucket a gradient is, and the model has several buckets."""
-    for rank in runs[3]:
+    for number, rank in enumerate(runs[3]):
         whole, parts = rank['resumed']
-        assert all(torch.equal(parts[name], value) for name, value in whole.items())
+        # The running statistics of other ranks than 0 are neither evaluated nor saved.
+        names = [name for name in whole if number == 0 or 'running' not in name]
+        assert [name for name in names if not torch.equal(parts[name], whole[name])] == []
 
 
 def test_a_batch_that_the_ranks_cannot_share_becomes_the_nearest_with_a_warning(runs):
