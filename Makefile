@@ -16,7 +16,7 @@ unexport PYTHONHOME
 
 # What a person says in words of their own reaches a recipe through the environment, to the letter: make would take $ for
 # a variable, the shell a quote for its own.
-WORDS := CMD CONFIG ARGS JOB EXPLAIN
+WORDS := CMD CONFIG ARGS JOB EXPLAIN GPUS NNODES NODE_RANK MASTER
 $(foreach name,$(WORDS),$(if $(filter-out undefined,$(origin $(name))),$(eval override export $(name) := $$(value $(name)))))
 
 DEVICE ?= auto
@@ -54,8 +54,9 @@ shell: ## a shell where the lab runs
 exec: ## a command where the lab runs: make exec CMD='workspace config lenet/lenet5_mnist5k.py'
 	@$(RUN) bash -c "$$CMD"
 
-train: ## train: CONFIG=lenet/lenet5_mnist5k.py ARGS='--seed 1' (DETACH=1: as a job that outlives the terminal)
-	@$(FRONT) train $(WISH) "--config=$$CONFIG" "--args=$$ARGS" $(if $(DETACH),--detach)
+train: ## train: CONFIG=lenet/lenet5_mnist5k.py ARGS='--seed 1' (DETACH=1: a job; GPUS=8; NNODES=2 NODE_RANK=0 MASTER=host:29500)
+	@$(FRONT) train $(WISH) "--config=$$CONFIG" "--args=$$ARGS" $(if $(DETACH),--detach) \
+	  "--gpus=$$GPUS" "--nnodes=$$NNODES" "--node-rank=$$NODE_RANK" "--meet-at=$$MASTER"
 
 build: ## build the lab's image (OFFLINE=1: from docker/wheels; CA_CERT=file: a company's certificate)
 	@$(FRONT) build $(WISH)

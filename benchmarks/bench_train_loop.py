@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from workspace_lib.faults import CheckInvalidLossHook, StopSignalHook
 from workspace_lib.hooks import CheckpointHook, Hook, IterTimerHook, LrUpdaterHook, OptimizerHook
 from workspace_lib.log_hooks import ProgressBarHook, TextLoggerHook
 from workspace_lib.models import build_classifier
@@ -72,7 +73,7 @@ def ours(model: nn.Module, batches: list[dict], more: Sequence[Hook] = ()) -> fl
         runner.register_hook(IterTimerHook())
         runner.register_hook(ProgressBarHook())
         runner.register_hook(TextLoggerHook(interval=100))
-        for hook in more:
+        for hook in (CheckInvalidLossHook(), StopSignalHook(), *more):
             runner.register_hook(hook)
         with contextlib.redirect_stderr(io.StringIO()):
             start = time.perf_counter()

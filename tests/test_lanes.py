@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from machine import SMI_FAILED, FakeHost
 
 from workspace_lib.tools import containers, dotenv, jobs
@@ -202,6 +203,16 @@ class TestSettings:
         """It would stay, empty, when the GPU comes."""
         host.no_gpu()
         assert 'TORCH_CUDA_ARCH_LIST' not in {s.key for s in Stack(tmp_path, 'gpu', host).wanted_settings(1, 1)}
+
+    def test_the_hosts_network_is_for_trainings_alone_and_what_is_published_is_on_loopback(self):
+        services = yaml.safe_load((ROOT / 'docker-compose.yml').read_text())['services']
+        assert {name for name, service in services.items() if 'network_mode' in service} == {'train', 'train-cpu'}
+        for service in services.values():
+            assert all(port.startswith('127.0.0.1:') for port in service.get('ports', []))
+        for name in ('train', 'train-cpu'):
+            assert services[name]['network_mode'] == 'host' and services[name]['profiles'] == ['train']
+            assert not {'ports', 'networks', 'secrets', 'command'} & set(services[name])
+        assert services['train']['deploy'] == services['lab']['deploy'] and 'deploy' not in services['train-cpu']
 
     def test_every_variable_of_compose_is_written_or_has_a_default(self, host, tmp_path):
         import re
@@ -565,6 +576,11 @@ class TestUp:
         with pytest.raises(LaneError, match='let a visitor in'):
             stack.up()
         assert docker.asked('rm --stop')
+
+    def test_a_training_with_other_machines_runs_beside_the_lab(self, stack):
+        words = stack.beside_words(detach=True)
+        assert words[words.index('run'):] == ['run', '--rm', '--no-deps', '--detach', 'train-cpu']
+        assert words[words.index('train') - 1] == '--profile'
 
     def test_words_that_are_captured_take_no_terminal(self, stack, monkeypatch):
         """docker exec --tty refuses an input that is none: at a terminal make status called every job cut off."""

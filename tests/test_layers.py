@@ -20,9 +20,10 @@ LAYERS: list[list[tuple[str, ...]]] = [
     [('trace',), ('recipes',), ('borrow',)],
     [('registry',)],
     [('dist',), ('device',), ('gpu',), ('randomness',)],
-    [('download', 'model_zoo', 'packaged', 'safe_load', 'layouts', 'checkpoint'), ('metrics', 'multi_label_metrics')],
+    [('download', 'model_zoo', 'packaged', 'safe_load', 'layouts', 'checkpoint', 'resume'),
+     ('metrics', 'multi_label_metrics')],
     [('datasets',), ('models',), ('optim', 'lamb', 'schedules', 'policies')],
-    [('runner', 'iter_runner', 'loops', 'hooks', 'log_hooks', 'gpu_hook', 'weight_hooks')],
+    [('runner', 'iter_runner', 'loops', 'hooks', 'log_hooks', 'gpu_hook', 'weight_hooks', 'faults')],
     [('apis', 'checks')],
     [('tools',)],
 ]

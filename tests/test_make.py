@@ -55,7 +55,8 @@ class TestWords:
     @pytest.mark.parametrize('word', AWKWARD)
     @pytest.mark.parametrize('target, key, before', [
         ('exec', 'CMD', ''), ('train', 'CONFIG', '--config='), ('train', 'ARGS', '--args='), ('logs', 'JOB', '--job='),
-        ('doctor', 'EXPLAIN', '')])
+        ('doctor', 'EXPLAIN', ''), ('train', 'GPUS', '--gpus='), ('train', 'NNODES', '--nnodes='),
+        ('train', 'NODE_RANK', '--node-rank='), ('train', 'MASTER', '--meet-at=')])
     def test_from_the_command_line_and_from_the_environment(self, echo, target, key, before, word):
         assert f'{before}{word}' in echo(target, f'{key}={word}')
         assert f'{before}{word}' in echo(target, environ={key: word})
@@ -102,6 +103,15 @@ class TestJobs:
         (tmp_path / 'my checkout' / '.venv' / 'bin' / 'workspace').unlink()
         done = installed('train', 'CONFIG=long.py', 'DETACH=1')
         assert done.returncode and 'did not start' in done.stderr and 'FileNotFoundError' in done.stderr
+
+    def test_several_machines_are_options_of_the_training(self, installed):
+        wishes = ('GPUS=8', 'NNODES=2', 'NODE_RANK=1', 'MASTER=10.0.0.1:29500', 'ARGS=--seed 1')
+        done = installed('train', 'CONFIG=c.py', *wishes)
+        assert 'train c.py --gpus 8 --nnodes 2 --node-rank 1 --meet-at 10.0.0.1:29500 --seed 1\n' in done.stdout
+
+    def test_of_several_machines_each_says_which_it_is(self, installed):
+        done = installed('train', 'CONFIG=c.py', 'NNODES=2', 'GPUS=8')
+        assert done.returncode and 'NODE_RANK=0 MASTER=first:29500' in done.stderr
 
     def test_unfinished_quote_is_named(self, installed):
         assert "ARGS=it's: No closing quotation" in installed('train', 'CONFIG=long.py', "ARGS=it's").stderr

@@ -14,15 +14,18 @@ import numpy as np
 import torch
 
 from . import log_hooks
-from .checkpoint import load_checkpoint
-from .checks import check_sync_batchnorm
+from .checkpoint import load_checkpoint, read_checkpoint
+from .checks import check_ranks, check_sync_batchnorm
 from .config import Config, where
 from .datasets import ImageNet, Pipeline, build_dataloader, build_dataset
 from .device import Precision, describe_device, select_device
+from .dist import get_dist_info
+from .faults import CheckInvalidLossHook, StopSignalHook
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
 from .hooks import IterTimerHook, LrUpdaterHook, MomentumUpdaterHook, OptimizerHook
 from .iter_runner import IterBasedRunner as IterBasedRunner
 from .loops import EvalHook
+from .loops import multi_gpu_test as multi_gpu_test
 from .loops import single_gpu_test as single_gpu_test
 from .models import build_classifier
 from .optim import build_optimizer, lr_schedule, momentum_schedule
@@ -123,7 +126,7 @@ def loader_config(cfg: Config, split: str) -> dict[str, Any]:
         augments = (cfg.get('model', {}).get('train_cfg') or {}).get('augments')
         fixed = dict(shuffle=True, sampler_cfg=cfg.get('sampler'), augments=augments)
     return {'samples_per_gpu': 1, 'workers_per_gpu': 0, **shared, **fixed, 'seed': cfg.get('seed'),
-            'channels_last': bool(cfg.get('channels_last')),
+            'dist': get_dist_info()[1] > 1, 'channels_last': bool(cfg.get('channels_last')),
             **_without_ipus(cfg.data.get(f'{split}_dataloader', {}), f'data.{split}_dataloader')}
 
 
@@ -133,14 +136,17 @@ def _without_ipus(section: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in _OF_IPUS}
 
 
-def build_loader(cfg: Config, split: str, dataset: Any, device: torch.device) -> Any:
-    """The loader of one split, its batches arriving on `device`.
+def build_loader(cfg: Config, split: str, dataset: Any, device: torch.device, **changes: Any) -> Any:
+    """The loader of one split, its batches arriving on `device`; of several ranks each takes its share.
+
+    Args:
+        changes: arguments of ``build_dataloader`` that are other than in the config.
 
     Raises:
         TypeError, ValueError: what ``build_dataloader`` says, with the place of ``data`` in the config.
     """
     try:
-        return build_dataloader(dataset, device=device, **loader_config(cfg, split))
+        return build_dataloader(dataset, device=device, **{**loader_config(cfg, split), **changes})
     except (TypeError, ValueError) as error:
         error.add_note(f'while building the {split} loader ({where(cfg, "data")})')
         raise
@@ -153,6 +159,7 @@ def train_model(model: Any, dataset: Any, cfg: Config, distributed: bool = False
 
     Args:
         dataset: one data set, or one for each entry of ``cfg.workflow``.
+        distributed: this process is one of several, after ``tools.launchers.init_dist``.
         validate: evaluate on ``cfg.data.val`` as ``cfg.evaluation`` says.
         timestamp: names the log files.
         device: default ``cfg.device``, else ``auto``.
@@ -161,8 +168,9 @@ def train_model(model: Any, dataset: Any, cfg: Config, distributed: bool = False
     Returns:
         The runner after its last epoch.
     """
-    if distributed:
-        raise ValueError('distributed training is not part of this version; leave distributed=False')
+    if distributed and get_dist_info()[1] == 1:
+        raise ValueError('distributed=True, but this is one process: in each of several, call '
+                         'workspace_lib.tools.launchers.init_dist first')
     runner, loaders = build_training(model, dataset, cfg, validate, device, meta)
     runner.timestamp = timestamp or runner.timestamp
     return run_training(runner, loaders, cfg)
@@ -179,10 +187,12 @@ def build_training(model: Any, dataset: Any, cfg: Config, validate: bool = False
     check_sync_batchnorm(model, cfg, chosen)
     model = _prepare_model(model, cfg, chosen)
     datasets = dataset if isinstance(dataset, list | tuple) else [dataset]
-    loaders = [build_loader(cfg, mode, split, chosen)
+    samples, whole = _batch_of(cfg)
+    loaders = [build_loader(cfg, mode, split, chosen, **dict(samples_per_gpu=samples) if mode == 'train' else {})
                for (mode, _), split in zip(workflow_of(cfg), datasets, strict=True)]
     runner = _build_runner(model, cfg, chosen, meta)
     _register_hooks(runner, cfg, len(loaders[0]))
+    _deal(runner, cfg, samples, whole)
     if validate:
         _register_evaluation(runner, cfg, chosen)
     if cfg.get('resume_from'):
@@ -190,14 +200,42 @@ def build_training(model: Any, dataset: Any, cfg: Config, validate: bool = False
     elif cfg.get('load_from'):
         runner.load_checkpoint(cfg.load_from)
     runner.check_workflow(loaders, workflow_of(cfg))
+    check_ranks(runner, _of_training(loaders, cfg))
     return runner, loaders
+
+
+def _batch_of(cfg: Config) -> tuple[int, int]:
+    """Samples that an iteration takes on each rank, and on all of them.
+
+    A resumed run keeps its batch: of fewer ranks each takes more of it, part after part (`_deal`).
+    """
+    samples, ranks = loader_config(cfg, 'train')['samples_per_gpu'], get_dist_info()[1]
+    meta = (read_checkpoint(cfg.resume_from).get('meta') or {}) if cfg.get('resume_from') else {}
+    whole = meta.get('batch_size') if meta.get('samples_per_gpu') == samples else None
+    whole = whole or samples * ranks
+    return samples if whole == samples * ranks else max(1, round(whole / ranks)), whole
+
+
+def _deal(runner: EpochBasedRunner, cfg: Config, samples: int, whole: int) -> None:
+    """How the ranks share a batch: kept for a resumed run, and its gradients shared."""
+    at_once = loader_config(cfg, 'train')['samples_per_gpu']
+    window = next((hook.cumulative_iters for hook in runner.hooks if isinstance(hook, OptimizerHook)), 1)
+    runner.parts = -(-samples // at_once)
+    runner.meta.update(world_size=runner.world_size, samples_per_gpu=at_once, batch_size=whole, cumulative_iters=window)
+    if runner.world_size > 1:
+        runner.share_gradients(**{name: bool(cfg.get(name)) for name in (
+            'find_unused_parameters', 'static_graph', 'gradient_as_bucket_view')})
 
 
 def run_training(runner: EpochBasedRunner, loaders: list[Any], cfg: Config) -> EpochBasedRunner:
     """Train to the last epoch."""
-    _say_start(runner, loaders[0], cfg)
+    _say_start(runner, _of_training(loaders, cfg), cfg)
     runner.run(loaders, workflow_of(cfg))
     return runner
+
+
+def _of_training(loaders: list[Any], cfg: Config) -> Any:
+    return next(loader for (mode, _), loader in zip(workflow_of(cfg), loaders, strict=True) if mode == 'train')
 
 
 def workflow_of(cfg: Config) -> list[tuple[str, int]]:
@@ -242,6 +280,9 @@ def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int)
         raise TypeError(f'custom_hooks is a list of dicts, but got {custom!r} ({where(cfg, "custom_hooks")})')
     for section in custom:
         runner.register_hook(section)
+    for standard in (CheckInvalidLossHook, StopSignalHook):
+        if not any(isinstance(hook, standard) for hook in runner.hooks):
+            runner.register_hook(standard())
     log_config = cfg.get('log_config') or {}
     for section in log_config.get('hooks', []):
         runner.register_hook(HOOKS.build(section, default_args=dict(interval=log_config.get('interval', 10))))
@@ -293,6 +334,13 @@ def _say_start(runner: EpochBasedRunner, loader: Any, cfg: Config) -> None:
     if cfg.get('resume_from') or cfg.get('load_from'):
         runner.logger.info('%s, from epoch %d, iteration %d on', cfg.get('resume_from') or cfg.get('load_from'),
                            runner.epoch + 1, runner.iter + 1)
+    ranks, samples, window = runner.world_size, loader.batch_size, runner.meta['cumulative_iters']
+    runner.logger.info('batch: %d process%s x %d samples%s x %d iterations = %d images an optimizer step', ranks,
+                       'es' * (ranks > 1), samples, f' in {runner.parts} parts' * (runner.parts > 1), window,
+                       ranks * samples * window)
+    if ranks * samples != (whole := runner.meta['batch_size']):
+        runner.logger.warning('%d processes cannot share the batch of %d that this run was begun with: it goes on with '
+                              '%d', ranks, whole, ranks * samples)
     parameters = sum(p.numel() for p in runner.model.parameters())
     _, end, unit = runner.progress()
     runner.logger.info('%s on %s, %s: %s images, %d iterations an epoch, %d %s; %s parameters; folder %s',

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from . import __version__
 from .dist import is_main
@@ -246,6 +247,7 @@ def save_checkpoint(model: nn.Module, filename: str | os.PathLike, optimizer: An
 
     Raises:
         TypeError: `meta` is no dict, or something in the file could not be read back safely.
+        OSError: such as a full disk; a note says how much was to be written.
     """
     if not isinstance(meta, (dict, type(None))):
         raise TypeError(f'meta must be a dict or None, but got {type(meta)}')
@@ -259,7 +261,14 @@ def save_checkpoint(model: nn.Module, filename: str | os.PathLike, optimizer: An
         content['optimizer'] = {name: one.state_dict() for name, one in optimizer.items()}
     elif optimizer is not None:
         content['optimizer'] = optimizer.state_dict()
-    write_atomically(Path(filename), lambda temporary: save_checked(_on_cpu(content), temporary, filename))
+    try:
+        write_atomically(Path(filename), lambda temporary: save_checked(_on_cpu(content), temporary, filename))
+    except OSError as error:
+        needed = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor)) / 2**20
+        with suppress(OSError):
+            free = shutil.disk_usage(Path(filename).parent).free / 2**20
+            error.add_note(f'{filename} takes {needed:.1f} MiB or more; {free:.1f} MiB are free there')
+        raise
 
 
 def _on_cpu(value: Any) -> Any:
@@ -274,7 +283,12 @@ def _on_cpu(value: Any) -> Any:
 def save_checked(content: dict[str, Any], temporary: Path, filename: str | os.PathLike) -> None:
     """`torch.save` to disk; TypeError, naming `filename`, when reading it back would be refused."""
     with temporary.open('wb') as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch speaks of its own position in the file
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
     with torch.serialization.safe_globals(allowed_globals()):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .dist import all_reduce_sum
 from .registry import HOOKS
+from .resume import damage_of, put_back_gradients
 
 if TYPE_CHECKING:
     from .runner import EpochBasedRunner
@@ -144,7 +146,7 @@ class OptimizerHook(Hook):
     Args:
         grad_clip: arguments of ``torch.nn.utils.clip_grad_norm_`` such as ``dict(max_norm=5.)``, or None.
         cumulative_iters: gradients of this many iterations are averaged before one optimizer step; the rest at the
-            end of the run makes a step of its own.
+            end of the run makes a step of its own. Several ranks exchange them at that step only.
     """
 
     priority = 'ABOVE_NORMAL'
@@ -157,11 +159,17 @@ class OptimizerHook(Hook):
 
     def before_run(self, runner: EpochBasedRunner) -> None:
         runner.optimizer.zero_grad()
+        put_back_gradients(runner.model, runner.gradients or {})
+
+    def before_train_iter(self, runner: EpochBasedRunner) -> None:
+        # Of DistributedDataParallel, and read in its forward pass.
+        runner.step.require_backward_grad_sync = self._is_due(runner) and not runner.rest
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
-        scaler, loss, window = runner.precision.scaler, runner.outputs['loss'], self._window(runner)
-        scaler.scale(loss / window if window > 1 else loss).backward()
-        if not (self.every_n_iters(runner, self.cumulative_iters) or self.is_last_iter(runner)):
+        scaler, due, skipped = runner.precision.scaler, self._is_due(runner), runner.outputs['loss'] is None
+        if not skipped:  # as CheckInvalidLossHook does with a batch
+            self._backward(runner, due)
+        if not due or skipped and not self._share_what_there_is(runner):
             return
         if self.grad_clip is not None:
             scaler.unscale_(runner.optimizer)
@@ -169,6 +177,33 @@ class OptimizerHook(Hook):
         scaler.step(runner.optimizer)
         scaler.update()
         runner.optimizer.zero_grad()
+
+    def _is_due(self, runner: EpochBasedRunner) -> bool:
+        return self.every_n_iters(runner, self.cumulative_iters) or self.is_last_iter(runner)
+
+    def _backward(self, runner: EpochBasedRunner, due: bool) -> None:
+        """Of the whole batch: the forward pass of its first part was the iteration's."""
+        self._add_gradients(runner)
+        for number, part in enumerate(runner.rest, 1):
+            runner.step.require_backward_grad_sync = due and number == len(runner.rest)
+            runner.forward('train', part)
+            runner.log_buffer.merge(runner.outputs['log_vars'], runner.outputs['num_samples'])
+            self._add_gradients(runner)
+
+    def _add_gradients(self, runner: EpochBasedRunner) -> None:
+        """The loss counts as its part of the batch, and the batch as its part of the window."""
+        loss, divisor = runner.outputs['loss'], float(self._window(runner))
+        if runner.rest:
+            divisor *= len(runner.data_batch['img']) / runner.outputs['num_samples']
+        runner.precision.scaler.scale(loss / divisor if divisor != 1 else loss).backward()
+
+    @staticmethod
+    def _share_what_there_is(runner: EpochBasedRunner) -> bool:
+        """Average over the ranks what earlier iterations of the window left, as the skipped one would have done."""
+        gradients = [p.grad for group in runner.optimizer.param_groups for p in group['params'] if p.grad is not None]
+        for gradient in gradients:
+            all_reduce_sum(gradient).div_(runner.world_size)
+        return bool(gradients)
 
     def _window(self, runner: EpochBasedRunner) -> int:
         """Iterations that share the coming optimizer step; fewer at the end of a run that they do not divide."""
@@ -193,7 +228,8 @@ class CheckpointHook(Hook):
 
     Args:
         interval: in epochs, or in iterations with ``by_epoch=False``; -1 saves at the end only.
-        max_keep_ckpts: older ones beyond this many are removed; -1 keeps all.
+        max_keep_ckpts: older ones beyond this many are removed, once the newest was read back and is whole, but for
+            what ``latest.pth`` and ``best.pth`` point to; -1 keeps all. What a signal to stop left is one of them.
         save_last: save after the last epoch whatever the interval.
         save_optimizer: without it a file is smaller and a run cannot be resumed from it.
         out_dir: another folder than the run's.
@@ -211,11 +247,14 @@ class CheckpointHook(Hook):
 
     def before_run(self, runner: EpochBasedRunner) -> None:
         folder = Path(self.out_dir) if self.out_dir else runner.work_dir
-        kind = 'epoch' if self.by_epoch else 'iter'
-        earlier = {int(path.stem.split('_')[1]): str(path) for path in folder.glob(f'{kind}_*.pth')
-                   if path.stem.split('_')[1].isdigit()} if folder else {}
-        done = runner.epoch if self.by_epoch else runner.iter
-        self.saved = [earlier[number] for number in sorted(earlier) if number <= done]  # of the run that goes on
+        if folder and runner.rank == 0:
+            for left_by_a_kill in folder.glob('.*.pth.*.tmp'):
+                left_by_a_kill.unlink(missing_ok=True)
+        unit = {'stopped_iter': 1, **({'epoch': runner.iters_per_epoch} if self.by_epoch else {'iter': 1})}
+        named = [(path, *path.stem.rpartition('_')[::2]) for path in folder.glob('*_*.pth')] if folder else []
+        earlier = sorted((int(number) * unit[kind], str(path)) for path, kind, number in named
+                         if kind in unit and number.isdigit())
+        self.saved = [path for done, path in earlier if done <= runner.iter]  # of the run that goes on
 
     def after_train_epoch(self, runner: EpochBasedRunner) -> None:
         if self.by_epoch and (self.every_n_epochs(runner, self.interval)
@@ -229,10 +268,13 @@ class CheckpointHook(Hook):
 
     def _save(self, runner: EpochBasedRunner, name: str) -> None:
         path = runner.save_checkpoint(name, out_dir=self.out_dir, save_optimizer=self.save_optimizer)
-        if path is None:  # another rank writes
+        if path is None:  # another rank writes, or nobody can
             return
         runner.logger.info('saved %s', path)
         self.saved.append(str(path))
+        if 0 < self.max_keep_ckpts < len(self.saved) and (damage := damage_of(path)):
+            runner.logger.error('%s; so the older ones are kept', damage)
+            return
         while 0 < self.max_keep_ckpts < len(self.saved):
             runner.remove_checkpoint(self.saved.pop(0))
 

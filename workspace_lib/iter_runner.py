@@ -14,7 +14,7 @@ import torch
 
 from .device import Precision
 from .registry import RUNNERS
-from .runner import EpochBasedRunner
+from .runner import EpochBasedRunner, batches_from
 
 
 @RUNNERS.register_module()
@@ -43,13 +43,12 @@ class IterBasedRunner(EpochBasedRunner):
     def progress(self) -> tuple[int, int, str]:
         return self.iter, self.max_iters, 'iters'
 
-    def run(self, data_loaders: Sequence[Iterable], workflow: Sequence[tuple[str, int]]) -> None:
-        """Train to ``max_iters``."""
-        self._set_out(data_loaders, workflow)
+    def _find_place(self) -> None:
         self.max_epochs = math.ceil(self.max_iters / self.iters_per_epoch)
+
+    def _loop(self, data_loaders: Sequence[Iterable], workflow: Sequence[tuple[str, int]]) -> None:
         train_loader = self.data_loader
         streams = [_endless(loader, self.iter if loader is train_loader else 0) for loader in data_loaders]
-        self._call_before_run()
         self.call_hook('before_epoch')
         while self.iter < self.max_iters:
             for (mode, count), loader, stream in zip(workflow, data_loaders, streams, strict=True):
@@ -60,7 +59,6 @@ class IterBasedRunner(EpochBasedRunner):
                     self._validate_for(count, stream)
         self.data_loader = train_loader
         self.call_hook('after_epoch')
-        self.call_hook('after_run')
 
     def _train_for(self, count: int, stream: Iterator[Any]) -> None:
         self.model.train()
@@ -84,13 +82,9 @@ class IterBasedRunner(EpochBasedRunner):
 
 def _endless(loader: Any, done: int) -> Iterator[Any]:
     """Its batches, pass after pass, from the one after the first `done`; each pass is an epoch of its own."""
-    first, skipped = divmod(done, len(loader))
-    epoch = first
+    epoch, first = divmod(done, len(loader))
     while True:
         if hasattr(loader, 'set_epoch'):
             loader.set_epoch(epoch)
-        batches = iter(loader)
-        for _ in range(skipped if epoch == first else 0):
-            next(batches)  # read and thrown away: what is drawn for a batch may depend on those before it
-        yield from batches
-        epoch += 1
+        yield from batches_from(loader, first)
+        epoch, first = epoch + 1, 0

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from .dist import all_gather
 from .hooks import Hook
 from .registry import HOOKS
 
@@ -71,9 +72,18 @@ class LogBuffer:
                 self.values[name] = deque(maxlen=self.history)
             self.values[name].append((value, count))
 
+    def merge(self, values: dict[str, Any], count: int) -> None:
+        """Average further `count` samples into the last value of each name."""
+        for name, value in values.items():
+            before, samples = self.values[name].pop()
+            self.values[name].append(((before * samples + value * count) / (samples + count), samples + count))
+
     def average(self, n: int) -> dict[str, float]:
-        """The weighted mean of the last `n` values of each name."""
-        return {name: _mean(list(entries)[-n:]) for name, entries in self.values.items()}
+        """The weighted mean of the last `n` values of each name, over all ranks: every one has to call it."""
+        own = {name: (_mean(list(entries)[-n:]), self.count(name, n)) for name, entries in self.values.items()}
+        ranks = all_gather(own)
+        return {name: _mean([rank[name] for rank in ranks if name in rank]) if len(ranks) > 1 else mean
+                for name, (mean, _) in own.items()}
 
     def count(self, name: str, n: int) -> int:
         """Samples behind the last `n` values of a name."""
@@ -168,9 +178,13 @@ class TextLoggerHook(LoggerHook):
             runner.logger.info('%s  %s', place, _numbers(rest))
 
     def _append(self, entry: dict[str, Any], runner: EpochBasedRunner) -> None:
-        if self.json_file is not None and runner.rank == 0:
+        if self.json_file is None or runner.rank != 0:
+            return
+        try:
             with open(self.json_file, 'a') as file:
                 file.write(json.dumps(entry, default=_listed) + '\n')
+        except OSError as error:  # a full disk costs a line, not the run
+            runner.logger.error('%s lacks a line: %s', self.json_file, error)
 
 
 def _numbers(entry: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ TOP_LEVEL_KEYS = frozenset({
     'workflow', 'evaluation', 'checkpoint_config', 'log_config', 'log_level', 'custom_hooks', 'custom_imports',
     'fp16', 'bf16', 'channels_last', 'compile', 'cudnn_benchmark', 'deterministic', 'seed', 'device', 'gpu_ids',
     'gpus', 'work_dir', 'load_from', 'resume_from', 'dist_params', 'find_unused_parameters', 'sampler',
-    'opencv_num_threads', 'mp_start_method'})
+    'opencv_num_threads', 'mp_start_method', 'auto_scale_lr', 'static_graph', 'gradient_as_bucket_view'})
 
 
 def load_config(config: str | os.PathLike | Config, options: dict | None = None) -> Config:

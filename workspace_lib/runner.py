@@ -5,11 +5,13 @@ In: a model with ``train_step``, an optimizer, loaders. Out: a trained model, an
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +22,9 @@ from .device import Precision
 from .dist import get_dist_info
 from .hooks import PRIORITIES, Hook
 from .log_hooks import LogBuffer as LogBuffer
-from .randomness import random_state as random_state
-from .randomness import set_random_state
+from .randomness import random_state, set_random_state
 from .registry import HOOKS, RUNNERS
+from .resume import restore_random_state, state_of_ranks
 
 
 def _rank(hook: Hook, priority: int | str) -> int:
@@ -46,6 +48,31 @@ def _without(section: dict, key: str) -> dict:
     return rest
 
 
+def batches_from(loader: Any, first: int) -> Iterator[Any]:
+    """A pass over the loader from its `first` batch on; where it cannot begin there, what comes earlier is dropped."""
+    if first and hasattr(loader, 'start_at'):
+        loader.start_at(first)
+        return iter(loader)
+    return islice(loader, first, None)
+
+
+class _Steps(torch.nn.Module):
+    """The model's ``train_step`` and ``val_step`` as a forward pass, which is what DistributedDataParallel takes."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mode: str, batch: Any, optimizer: Any) -> dict[str, Any]:
+        return getattr(self.model, f'{mode}_step')(batch, optimizer)
+
+
+def _dealt(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
+    """The batch in `parts`, each with every `parts`-th sample, as the ranks of a larger group would have had it."""
+    parts = min(parts, len(batch['img']))
+    return [{key: values[first::parts] for key, values in batch.items()} for first in range(parts)]
+
+
 @RUNNERS.register_module()
 class EpochBasedRunner:
     """Runs epochs as the workflow says and calls the hooks, lowest priority number first.
@@ -57,12 +84,17 @@ class EpochBasedRunner:
         max_epochs: after this many the run ends.
         precision: number format of the forward pass; float32 when None.
 
+    ``model`` is the classifier itself, in one process and in several; what the ranks share their gradients through is
+    ``step``. With ``parts`` above 1 the model gets a batch of training in so many parts, one after the other.
+
     State that hooks read: ``epoch``, ``iter``, ``inner_iter`` (counted from 0), ``max_epochs``, ``max_iters``,
     ``mode``, ``data_loader``, ``data_batch``, ``outputs``, ``log_buffer``, ``meta``.
 
     A hook may set ``shown_weights``, the context in which the model is evaluated and saved: it puts other weights
     into the model than those that are trained, and yields the latter by name. ``trained_weights`` are those of a
-    checkpoint that was saved so, until the hook takes them.
+    checkpoint that was saved so, until the hook takes them; ``gradients`` those of one from amid an accumulation.
+    What a hook pushes on ``cleanup`` is undone however the run ends. A hook's ``before_save`` may refuse, by raising,
+    what is about to be saved.
     """
 
     by_epoch = True
@@ -75,6 +107,10 @@ class EpochBasedRunner:
             raise ValueError(f'runner.max_epochs is {max_epochs}; say how long to train, at least 1: '
                              "runner=dict(type='EpochBasedRunner', max_epochs=100)")
         self.model: Any = model
+        self.step: Any = _Steps(model)
+        self.parts = 1
+        self.rest: list[Any] = []
+        self._settled = True
         self.optimizer: Any = optimizer
         self.work_dir = Path(work_dir) if work_dir is not None else None
         self.logger = logger or logging.getLogger('workspace_lib')
@@ -83,6 +119,9 @@ class EpochBasedRunner:
         self.precision = precision or Precision(torch.device('cpu'))
         self.epoch = self.iter = self.inner_iter = self._done = 0
         self.max_iters = self.iters_per_epoch = 0
+        self._first = 0  # batches of the coming epoch that a checkpoint from amid it has behind it
+        self._epoch_open = False  # the epoch's batches may all be done, but what hooks do at its end is not
+        self._length_then: int | None = None  # iterations of an epoch of the run that is resumed
         self.mode = 'train'
         self.rank, self.world_size = get_dist_info()
         self.timestamp = time.strftime('%Y%m%d_%H%M%S')
@@ -92,6 +131,10 @@ class EpochBasedRunner:
         self.log_buffer = LogBuffer()
         self.shown_weights: Callable[[], AbstractContextManager[dict[str, torch.Tensor] | None]] = nullcontext
         self.trained_weights: dict[str, torch.Tensor] | None = None
+        self.gradients: dict[str, torch.Tensor] | None = None
+        self.cleanup = ExitStack()
+        self.last_saved: Path | None = None
+        self.unsaved: OSError | None = None  # why the last checkpoint could not be written
         self.data_loader: Any = None
         self.data_batch: Any = None
         self.outputs: dict[str, Any] = {}
@@ -116,24 +159,46 @@ class EpochBasedRunner:
             call(self)
 
     def run(self, data_loaders: Sequence[Iterable], workflow: Sequence[tuple[str, int]]) -> None:
-        """Train to ``max_epochs``; ``workflow=[('train', 2), ('val', 1)]`` validates after every second epoch."""
+        """Train to the end; ``workflow=[('train', 2), ('val', 1)]`` validates after every second epoch.
+
+        Raises:
+            OSError: the run is over, and its last checkpoint could not be written.
+            Others come with a note of where the run stood, and of the last checkpoint.
+        """
         self._set_out(data_loaders, workflow)
-        self.max_iters = self.max_epochs * self.iters_per_epoch
-        self._restart_broken_epoch()
-        self._call_before_run()
+        with self.cleanup:
+            self._call_before_run()
+            try:
+                self._loop(data_loaders, workflow)
+            except Exception as error:
+                self._explain(error)
+                raise
+            self.call_hook('after_run')
+        if self.unsaved is not None:
+            self.unsaved.add_note(f'so the end of this run is lost; the last good checkpoint: {self.last_saved}')
+            raise self.unsaved
+
+    def _explain(self, error: Exception) -> None:
+        """Note where the run stood, and from which file it can go on."""
+        if hasattr(self.data_loader, 'explain'):
+            self.data_loader.explain(error)
+        saved = f'the last good checkpoint: {self.last_saved}' if self.last_saved else 'no checkpoint was saved yet'
+        error.add_note(f'in epoch {self.epoch + 1}, iteration {self.iter + 1} of the run; {saved}')
+
+    def _loop(self, data_loaders: Sequence[Iterable], workflow: Sequence[tuple[str, int]]) -> None:
         while self.epoch < self.max_epochs:
             for (mode, epochs), loader in zip(workflow, data_loaders, strict=True):
                 for _ in range(epochs):
                     if mode == 'train' and self.epoch >= self.max_epochs:
                         break
                     getattr(self, mode)(loader)
-        self.call_hook('after_run')
 
     def _set_out(self, data_loaders: Sequence[Any], workflow: Sequence[tuple[str, int]]) -> None:
         self.check_workflow(data_loaders, workflow)
         self.data_loader = next(loader for (mode, _), loader in zip(workflow, data_loaders, strict=True)
                                 if mode == 'train')
         self.iters_per_epoch = len(self.data_loader)
+        self._find_place()
         if self.work_dir is not None:
             self.work_dir.mkdir(parents=True, exist_ok=True)
 
@@ -142,15 +207,18 @@ class EpochBasedRunner:
         if self.trained_weights is not None:
             self.logger.warning('the checkpoint holds averaged weights beside those that were trained, but no EMAHook '
                                 'takes them up: the training goes on from the averages')
-            self.trained_weights = None
+        self.trained_weights = self.gradients = None
 
     def train(self, data_loader: Any) -> None:
         """One epoch of training."""
         self.model.train()
         self._begin('train', data_loader)
-        for self.inner_iter, batch in enumerate(data_loader):
+        first, self._first = self._first, 0
+        self.inner_iter = first - 1
+        for self.inner_iter, batch in enumerate(batches_from(data_loader, first), first):
             self._iterate('train', batch)
             self.iter += 1
+        self._epoch_open = False
         self.call_hook('after_train_epoch')
         self.epoch += 1
 
@@ -173,12 +241,50 @@ class EpochBasedRunner:
 
     def _iterate(self, mode: str, batch: Any) -> None:
         self.data_batch = batch
+        first, *self.rest = _dealt(batch, self.parts) if mode == 'train' and self.parts > 1 else [batch]
+        if mode == 'train' and not self._settled:
+            self._settle(first)
         self.call_hook(f'before_{mode}_iter')
-        with self.precision.autocast():
-            self.outputs = getattr(self.model, f'{mode}_step')(batch, self.optimizer)
+        self.forward(mode, first)
         self.log_buffer.update(self.outputs['log_vars'], self.outputs['num_samples'])
-        self._done = self.iter + (mode == 'train')  # what a hook may save from here on
+        self._epoch_open = mode == 'train'
+        self._done = self.iter + self._epoch_open  # what a hook may save from here on
         self.call_hook(f'after_{mode}_iter')
+
+    def forward(self, mode: str, batch: Any) -> None:
+        """One step of the model, its results in ``outputs``."""
+        with self.precision.autocast():
+            self.outputs = self.step(mode, batch, self.optimizer)
+
+    def share_gradients(self, **options: Any) -> None:
+        """From here on a backward pass averages the gradients of all ranks, which begin with the weights of rank 0.
+
+        Args:
+            options: of ``torch.nn.parallel.DistributedDataParallel``.
+        """
+        parallel = torch.nn.parallel.DistributedDataParallel
+        # The name of torch 2.14, or of before. Buffers stay each rank's own, as in mmcls.
+        name = {'forward_sync_buffers', 'broadcast_buffers'} & {*inspect.signature(parallel).parameters}
+        self.step = parallel(self.step, **{max(name): False, **options})
+        self._settled = self.world_size < 3
+
+    def _settle(self, batch: Any) -> None:
+        """A pass that is thrown away, since the first one decides in which buckets gradients are summed.
+
+        And so in which order, from three ranks on: a resumed run would differ from one that was not in the last digit.
+        """
+        self._settled, random = True, random_state()
+        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        self.model.zero_grad(set_to_none=True)
+        self.step.require_backward_grad_sync = True
+        self.forward('train', batch)
+        self.outputs['loss'].backward()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for buffer, value in kept:
+            buffer.copy_(value)
+        set_random_state(random)
 
     def check_workflow(self, data_loaders: Sequence, workflow: Sequence[tuple[str, int]]) -> None:
         """Raise ValueError for a workflow that cannot be run with these loaders."""
@@ -200,25 +306,59 @@ class EpochBasedRunner:
         """What is done, of how much, in which unit: (3, 100, 'epochs')."""
         return self.epoch, self.max_epochs, 'epochs'
 
-    def _restart_broken_epoch(self) -> None:
-        whole = self.epoch * len(self.data_loader)
-        if self.iter != whole:
-            self.logger.warning('the checkpoint is not from the end of an epoch of %d iterations: '
-                                'epoch %d starts again', len(self.data_loader), self.epoch + 1)
-            self.iter = self._done = whole
+    def _find_place(self) -> None:
+        """Length of the run, and where in the epoch a checkpoint left it."""
+        length = self.iters_per_epoch
+        self.max_iters = self.max_epochs * length
+        done = self.iter - self.epoch * length
+        if self._length_then is None and -length <= done < 0:  # mmcv's from amid an epoch: that counts as done there,
+            self.epoch, self.iter, done = self.epoch - 1, self.iter + 1, done + length + 1  # but its last iteration not
+        if self._length_then not in (None, length) or not 0 <= done <= length:
+            self.logger.warning('the checkpoint is of a run with %s iterations an epoch, this one has %d: it goes on '
+                                'at the start of epoch %d', self._length_then or 'other', length, self.epoch + 1)
+            self.iter, done = self.epoch * length, 0
+        self._done, self._first = self.iter, done
 
     def current_lr(self) -> list[float]:
         return [group['lr'] for group in self.optimizer.param_groups]
 
     def save_checkpoint(self, name: str, out_dir: str | os.PathLike | None = None,
-                        save_optimizer: bool = True, link: bool = True, meta: dict | None = None) -> Path | None:
-        """Write the state after the current step, with more `meta` if given; only rank 0 writes. Returns the path."""
+                        save_optimizer: bool = True, link: str | None = 'latest.pth',
+                        meta: dict | None = None) -> Path | None:
+        """Write the state after the current step, with more `meta` if given; all ranks call it, and rank 0 writes.
+
+        `link` in the same folder is made to point to it.
+
+        Returns:
+            The path; None on other ranks, and where the file could not be written (a full disk): the run goes on then,
+            and raises at its end unless a later one is written.
+        """
         folder = Path(out_dir) if out_dir is not None else self.work_dir
-        if self.rank != 0 or folder is None:
+        if folder is None:
             return None
+        for hook in self.hooks:
+            if hasattr(hook, 'before_save'):
+                hook.before_save(self)
+        extra = state_of_ranks(self.model)
+        if self.rank != 0:
+            return None
+        try:
+            self._write(folder, name, save_optimizer, meta, extra)
+            if link:
+                ckpt.link_latest(folder, name, link)
+        except OSError as error:
+            self.unsaved = error
+            said = '; '.join([str(error), *getattr(error, '__notes__', [])])
+            self.logger.error('%s could not be written (%s); the run goes on, the last good checkpoint: %s',
+                              folder / name, said, self.last_saved)
+            return None
+        self.unsaved, self.last_saved = None, folder / name
+        return folder / name
+
+    def _write(self, folder: Path, name: str, save_optimizer: bool, meta: dict | None, extra: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        done = dict(epoch=self._done // self.iters_per_epoch, iter=self._done)
-        extra: dict[str, Any] = {'random': random_state()}
+        done = dict(epoch=self._done // self.iters_per_epoch, iter=self._done, iters_per_epoch=self.iters_per_epoch,
+                    epoch_open=self.by_epoch and self._epoch_open and self._done % self.iters_per_epoch == 0)
         if self.precision.scaler.is_enabled():
             extra['scaler'] = self.precision.scaler.state_dict()
         with self.shown_weights() as trained:
@@ -226,9 +366,6 @@ class EpochBasedRunner:
                 extra['trained_weights'] = trained
             ckpt.save_checkpoint(self.model, folder / name, self.optimizer if save_optimizer else None,
                                  {**self.meta, **done, **(meta or {})}, **extra)
-        if link:
-            ckpt.link_latest(folder, name)
-        return folder / name
 
     def publish(self, entry: dict[str, Any]) -> None:
         """Hand results that are not per-iteration averages (an evaluation's) to every hook that writes logs."""
@@ -249,7 +386,10 @@ class EpochBasedRunner:
         return ckpt.load_checkpoint(self.model, filename, map_location, strict)
 
     def resume(self, filename: str, resume_optimizer: bool = True, map_location: str = 'cpu') -> None:
-        """Weights, optimizer, loss scale, averages, random state, epoch and iteration: the run goes on where it was."""
+        """Weights, optimizer, loss scale, averages, random state, epoch and iteration: the run goes on where it was.
+
+        Other processes than those that saved it, or another number of iterations an epoch, are said in the log.
+        """
         state = ckpt.load_checkpoint(self.model, filename, map_location, strict=True)
         meta = state.get('meta') or {}
         if 'epoch' not in meta or (resume_optimizer and 'optimizer' not in state):
@@ -262,8 +402,12 @@ class EpochBasedRunner:
         weights = ckpt.weights_of(state)
         self.trained_weights = state.get('trained_weights') or \
             {name: weights[buffer] for buffer, name in ckpt.ema_buffers(weights).items()} or None
-        self.epoch, self.iter = meta['epoch'], meta['iter']
-        self._done = self.iter
+        self.gradients = state.get('gradients')
+        self.epoch, self.iter = meta['epoch'] - meta.get('epoch_open', 0), meta['iter']
+        # A file that does not tell it, of the end of an epoch, tells it by division.
+        self._length_then = meta.get('iters_per_epoch') or (
+            self.iter // self.epoch if self.epoch and self.iter % self.epoch == 0 else None)
+        self._done, self.last_saved = self.iter, Path(filename)
         if 'random' in state:
-            set_random_state(state['random'])
+            restore_random_state(state['random'])
         self.logger.info('resumed %s: epoch %d, iteration %d', filename, self.epoch, self.iter)

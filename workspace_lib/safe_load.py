@@ -57,13 +57,14 @@ def allowed_globals() -> list[Any]:
     return [np.ndarray, np.dtype, *dtypes, *moved, *stubs]
 
 
-def read_checkpoint(filename: str | os.PathLike, map_location: Any = 'cpu') -> dict[str, Any]:
+def read_checkpoint(filename: str | os.PathLike, map_location: Any = 'cpu', mmap: bool = False) -> dict[str, Any]:
     """The content of a checkpoint file, as it was saved.
 
     Args:
         filename: a path; `https://...`, `mmcls://resnet50_8xb32_in1k`, `open-mmlab://...`, `torchvision://resnet50`
             (fetched once); or `packaged://efficientnet-lite0` (real ImageNet weights from the package index).
         map_location: where tensors go, as for `torch.load`.
+        mmap: read of a tensor only what is used of it.
 
     Raises:
         FileNotFoundError: no such file; similar names are listed.
@@ -71,7 +72,7 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = 'cpu') -> d
         UnsafeCheckpointError: it holds more than weights, numbers and text.
         ValueError: it is damaged, no checkpoint, or nothing has that name.
     """
-    content = _read(local_file(filename), map_location)
+    content = _read(local_file(filename), map_location, mmap)
     if str(filename).startswith('packaged://'):
         return dict(meta={}, state_dict=OrderedDict((our_name(k), v) for k, v in content.items()))
     return content
@@ -104,11 +105,11 @@ def _not_there(path: Path) -> str:
     return f'no checkpoint {path}' + (f'; near by: {", ".join(near)}' if near else '')
 
 
-def _read(path: Path, map_location: Any) -> dict[str, Any]:
+def _read(path: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(allowed_globals()), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # advice on the very files that are refused below
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except PermissionError:
         raise
     except Exception as error:  # a torn file raises nearly anything

@@ -110,6 +110,8 @@ class PreciseBNHook(Hook):
         interval: epochs from one computation to the next.
     """
 
+    priority = 'ABOVE_NORMAL'  # before what saves and evaluates: so they see it, and a resumed run does not do it again
+
     def __init__(self, num_samples: int = 8192, interval: int = 1) -> None:
         if num_samples < 1 or interval < 1:
             raise ValueError(f'PreciseBNHook takes positive numbers, but got {num_samples=}, {interval=}')
@@ -123,7 +125,7 @@ class PreciseBNHook(Hook):
     def after_train_epoch(self, runner: EpochBasedRunner) -> None:
         if self.every_n_epochs(runner, self.interval):
             loader = runner.data_loader
-            size = getattr(loader, 'batch_size', runner.outputs['num_samples']) * runner.world_size
+            size = (getattr(loader, 'batch_size', None) or runner.outputs.get('num_samples', 1)) * runner.world_size
             count = min(max(1, self.num_samples // size), len(loader))
             runner.logger.info('statistics of BatchNorm over %d batches', count)
             _average_statistics(runner, islice(loader, count), count)

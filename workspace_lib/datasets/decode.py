@@ -105,4 +105,5 @@ def _with_pillow(data: bytes, color: str, name: object) -> np.ndarray:
 
 
 def _broken(name: object, data: bytes, reason: str) -> DecodeError:
-    return DecodeError(f'{name}: {reason}, {len(data):,} bytes; replace the file or leave it out')
+    return DecodeError(f'{name}: {reason}, {len(data):,} bytes; replace the file or leave it out (the data set\'s '
+                       'skip_broken=True does)')

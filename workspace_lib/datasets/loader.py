@@ -6,8 +6,13 @@ chance are functions of (seed, epoch, index), so neither the number of workers n
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import random
+import re
 import secrets
+import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from .decode import DecodeError
 from .mixing import BatchAugments
@@ -23,6 +28,10 @@ from .pipeline import DeviceStage, Pipeline, _seeded_globals, batch_memory
 from .wrappers import leaves, locate
 
 _log = logging.getLogger(__name__)
+SHARED_MEMORY = '/dev/shm'  # through which workers hand over their batches
+_WHY_WORKERS_DIE = ('Killed: look for the out-of-memory killer in dmesg, and lower data.workers_per_gpu. Bus error: '
+                    '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the file '
+                    '(workspace verify_dataset)')
 Batch = dict[str, Any]
 Broken = dict[tuple[int, int], str]  # (which of the leaves, index): reason
 
@@ -62,11 +71,15 @@ class Loader:
         self._told: set[tuple[int, int]] = set()
         if num_workers == 0:
             options.pop('prefetch_factor', None)
-        maker: Any = _BatchMaker(dataset, self._finish if self.device.type == 'cpu' else _as_is)
+        self._checked = num_workers == 0  # that shared memory holds the batches on their way
+        # Where each worker is: its process, and the sample that it reads.
+        self._places: Any = multiprocessing.RawArray('q', [-1] * 2 * num_workers) if num_workers else [-1, -1]
+        self._maker = _BatchMaker(dataset, self._finish if self.device.type == 'cpu' else _as_is, self._places)
+        maker: Any = self._maker
         requests: Any = self._requests
         self._batches: DataLoader = DataLoader(
             maker, batch_sampler=requests, num_workers=num_workers, collate_fn=_as_is,
-            worker_init_fn=_calm_threads, generator=torch.Generator(),  # so as not to draw from the global one
+            worker_init_fn=_calm, generator=torch.Generator(),  # so as not to draw from the global one
             pin_memory=pin_memory and self.device.type == 'cuda',
             persistent_workers=persistent_workers and num_workers > 0, **options)
 
@@ -81,20 +94,71 @@ class Loader:
         """Which epoch the next pass is; without this call, each pass is the one after the last."""
         self._requests.epoch = epoch
 
+    def start_at(self, batch: int) -> None:
+        """With which batch, counted from 0, the next pass begins; those before it are not made."""
+        self._requests.first = batch
+
+    def files(self, epoch: int, batch: int) -> list[str]:
+        """The files of a batch, in its order: what a message about it names."""
+        return [self._maker.name_of(index) for index in self._requests.indices_of(epoch, batch)]
+
     def __iter__(self) -> Iterator[Batch]:
-        epoch = self._requests.epoch
-        for number, (batch, broken) in enumerate(self._batches):
-            for leaf, index in sorted(broken.keys() - self._told):  # each worker finds a file anew
-                reason = broken[leaf, index]
-                self._told.add((leaf, index))
-                self._leaves[leaf].broken[index] = reason
-                _log.warning('skipped broken file %d: %s', len(self._told), reason)
+        self._check_shared_memory()
+        try:
+            yield from self._pass(self._requests.epoch, self._requests.first)
+        except RuntimeError as error:
+            self.explain(error)
+            raise
+
+    def explain(self, error: BaseException) -> None:
+        """Add to torch's word of a worker that died which file it was reading, and why that may be."""
+        dead = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))
+        pids = [int(pid) for pid in dead[1].split(',')] if dead else []
+        for pid, index in zip(self._places[::2], self._places[1::2], strict=True):
+            if pid in pids and not any(f'process {pid} ' in note for note in getattr(error, '__notes__', ())):
+                at = f'was reading {self._maker.name_of(index)}' if index >= 0 else 'was between two batches'
+                error.add_note(f'process {pid} {at}{self._signal_of(pid)}. {_WHY_WORKERS_DIE}')
+
+    def _signal_of(self, pid: int) -> str:
+        workers = getattr(getattr(self._batches, '_iterator', None), '_workers', ())
+        codes = [worker.exitcode for worker in workers if worker.pid == pid and worker.exitcode]
+        return f', and ended by {signal.Signals(-codes[0]).name}' if codes and codes[0] < 0 else ''
+
+    def _check_shared_memory(self) -> None:
+        """RuntimeError when the batches on their way from the workers need more than /dev/shm has."""
+        if self._checked or not os.path.isdir(SHARED_MEMORY):
+            return
+        self._checked = True
+        batch, broken = self._maker.__getitems__(([0], [0]))
+        self._tell(broken)
+        if isinstance(batch, Exception):  # the workers will say so, at its place
+            return
+        size = self.batch_size * sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
+        ahead = self.num_workers * (self._batches.prefetch_factor or 2)
+        needed = size * ahead * int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+        if needed > (free := shutil.disk_usage(SHARED_MEMORY).free):
+            raise RuntimeError(
+                f'{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but {ahead} batches of {size / 2**20:.1f} MiB may '
+                f'be on their way from {self.num_workers} workers, {needed / 2**20:.0f} MiB in all: give the container '
+                'more (SHM_SIZE=8gb in .env, or docker run --shm-size=8g), or set data.workers_per_gpu=0, or a smaller '
+                'data.samples_per_gpu')
+
+    def _pass(self, epoch: int, first: int) -> Iterator[Batch]:
+        for number, (batch, broken) in enumerate(self._batches, first):
+            self._tell(broken)
             if isinstance(batch, Exception):
                 raise batch
             if self.device.type != 'cpu':
                 batch = self._finish({key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor)
                                       else value for key, value in batch.items()})
             yield batch if self.augments is None else self._mixed(batch, epoch, number)
+
+    def _tell(self, broken: Broken) -> None:
+        for leaf, index in sorted(broken.keys() - self._told):  # each worker finds a file anew
+            reason = broken[leaf, index]
+            self._told.add((leaf, index))
+            self._leaves[leaf].broken[index] = reason
+            _log.warning('skipped broken file %d: %s', len(self._told), reason)
 
     def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
         place = number * self._requests.world_size + self._requests.rank  # among the batches of all ranks
@@ -127,7 +191,8 @@ class _Requests:
                  sampler: Any, rank: int, world_size: int) -> None:
         self.length, self.batch_size, self.shuffle, self.seed = length, batch_size, shuffle, seed
         self.drop_last, self.sampler = drop_last, sampler
-        self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.rank, self.world_size, self.epoch, self.first = rank, world_size, 0, 0
+        self._order: tuple[int, list[int]] = -1, []  # of the last epoch asked for
         self.total = -(-length // world_size) * world_size if round_up else length
 
     def _indices(self, epoch: int) -> list[int]:
@@ -145,11 +210,18 @@ class _Requests:
         mine = range(self.rank, self.total, self.world_size) if self.sampler is None else self.sampler
         return len(mine) // self.batch_size if self.drop_last else -(-len(mine) // self.batch_size)
 
+    def indices_of(self, epoch: int, batch: int) -> list[int]:
+        if self._order[0] != epoch:
+            self._order = epoch, self._indices(epoch)
+        return self._order[1][batch * self.batch_size:(batch + 1) * self.batch_size]
+
     def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
+        first, self.first = self.first, 0
         indices = self._indices(epoch)
+        self._order = epoch, indices
         places = indices if self.sampler is None else range(self.rank, len(indices) * self.world_size, self.world_size)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        for start in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             mine = slice(start, start + self.batch_size)
             yield [_mix(self.seed, epoch) << 40 | place for place in places[mine]], indices[mine]
 
@@ -157,18 +229,35 @@ class _Requests:
 class _BatchMaker:
     """What runs in the workers: a request in, a batch out, with the files that turned out broken."""
 
-    def __init__(self, dataset: Any, finish: Callable[[Batch], Batch]) -> None:
-        self.dataset, self.finish, self._leaves = dataset, finish, leaves(dataset)
+    def __init__(self, dataset: Any, finish: Callable[[Batch], Batch], places: Any) -> None:
+        self.dataset, self.finish, self._leaves, self._places = dataset, finish, leaves(dataset), places
 
     def __getitems__(self, request: tuple[list[int], list[int]]) -> tuple[Batch | Exception, Broken]:
         known = len(self._broken())
         try:
-            items = [_sample(self.dataset, index, seed) for seed, index in zip(*request, strict=True)]
-            batch: Any = self.finish(collate(items))
+            batch: Any = self.finish(collate(list(self._samples(*request))))
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
         broken = self._broken()
         return batch, broken if len(broken) > known else {}
+
+    def _samples(self, seeds: list[int], indices: list[int]) -> Iterator[dict[str, Any]]:
+        info, places = get_worker_info(), self._places
+        mine = 2 * info.id if info else 0
+        places[mine] = os.getpid()
+        for seed, index in zip(seeds, indices, strict=True):
+            places[mine + 1] = index
+            try:
+                yield _sample(self.dataset, index, seed)
+            except Exception as error:
+                if (name := self.name_of(index)) not in f'{error} {getattr(error, "__notes__", "")}':
+                    error.add_note(f'while reading {name}')
+                raise
+        places[mine + 1] = -1
+
+    def name_of(self, index: int) -> str:
+        dataset, at = locate(self.dataset, index)
+        return dataset.filename(at) if hasattr(dataset, 'filename') else f'sample {at} of {type(dataset).__name__}'
 
     def _broken(self) -> Broken:
         return {(number, index): reason for number, leaf in enumerate(self._leaves)
@@ -229,6 +318,10 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _calm_threads(worker: int) -> None:
+def _calm(worker: int) -> None:
     cv2.setNumThreads(0)  # workers fill the cores by themselves
     torch.set_num_threads(1)
+    # What a scheduler sends to all processes is for the first one, which still needs its workers for an iteration. When
+    # that wants their end it says so again, or has gone.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

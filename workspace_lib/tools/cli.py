@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace(traceback=False)
     try:
         args = build_parser().parse_args(argv)
+        args.words = list(sys.argv[1:] if argv is None else argv)
         if args.logs:
             from ..log_hooks import get_root_logger
             get_root_logger()

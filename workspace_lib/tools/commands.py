@@ -22,6 +22,7 @@ from ..apis import (
     inference_model,
     init_model,
     init_random_seed,
+    multi_gpu_test,
     run_training,
     set_random_seed,
     single_gpu_test,
@@ -32,12 +33,15 @@ from ..checkpoint import read_checkpoint, write_atomically
 from ..config import Config, where
 from ..datasets import MultiLabelDataset, build_dataset
 from ..datasets.wrappers import leaves
-from ..device import Precision, select_device
+from ..device import Precision
+from ..dist import from_main, get_dist_info, is_main
 from ..log_hooks import get_root_logger
 from ..models import build_classifier
 from ..recipes import load_config
 from ..runner import EpochBasedRunner
+from . import launch
 from .arguments import checked_output
+from .recovery import memory_explained, newest
 from .versions import collect_versions
 
 logger = logging.getLogger(__name__)
@@ -47,46 +51,71 @@ OUT_ITEMS = ('class_scores', 'pred_score', 'pred_label', 'pred_class')
 
 def train(config: str | Config, work_dir: str | None = None, resume_from: str | None = None,
           load_from: str | None = None, validate: bool = True, seed: int | None = None,
-          deterministic: bool = False, device: str | None = None, options: dict | None = None) -> EpochBasedRunner:
+          deterministic: bool = False, device: str | None = None, options: dict | None = None,
+          launcher: str | None = None, auto_scale_lr: bool = False) -> EpochBasedRunner:
     """Train as a config says, into a folder that holds all that the run was: config, versions, log, checkpoints.
 
     Args:
         work_dir: default ``work_dirs/<name of the config>``. One with checkpoints is written to only when resuming.
-        resume_from: a checkpoint of this run to go on from; `load_from` starts a new run with weights alone.
+        resume_from: a checkpoint of this run to go on from, or 'auto': the newest in `work_dir` that is whole, and
+            where there is none a new run; `load_from` starts a new run with weights alone.
         validate: evaluate between epochs.
         seed: of initialisation, order and augmentation; default a fresh one, named in the log.
         device: default the config's, else ``auto``.
         options: overrides such as ``{'optimizer.lr': 0.01}``.
+        launcher: what started this process as one of several: pytorch, slurm or mpi; None sees torchrun by itself.
+        auto_scale_lr: the learning rate grows with the batch, see ``launch.scale_lr``.
     """
     cfg = load_config(config, options)
     name = Path(str(cfg.filename)).stem if cfg.filename else 'config'
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     cfg.resume_from = resume_from or cfg.get('resume_from')
     cfg.load_from = load_from or cfg.get('load_from')
+    chosen = launch.join(launcher, cfg, device or cfg.get('device', 'auto'))
+    automatic = cfg.resume_from == 'auto'
+    if automatic:
+        cfg.resume_from = from_main(_newest(cfg.work_dir) if is_main() else None)
     _check_exists(cfg.resume_from or cfg.load_from)
-    _refuse_used_folder(Path(cfg.work_dir), cfg.resume_from)
+    if not automatic:
+        _refuse_used_folder(Path(cfg.work_dir), cfg.resume_from)
     _check_log_level(cfg)
     chosen_seed = seed if seed is not None else cfg.get('seed')
     if chosen_seed is None and cfg.resume_from:  # order and augmentation go on as they were
         chosen_seed = (read_checkpoint(cfg.resume_from).get('meta') or {}).get('seed')
-    cfg.seed = init_random_seed(chosen_seed)
-    chosen = select_device(device or cfg.get('device', 'auto'))
+    if auto_scale_lr:
+        cfg.merge_from_dict({'auto_scale_lr.enable': True})
+    cfg.seed = from_main(init_random_seed(chosen_seed))
     set_random_seed(cfg.seed, deterministic or bool(cfg.get('deterministic')))
     model = build_classifier(cfg.model)
     model.init_weights()
+    rank, _ = get_dist_info()
+    if rank:
+        set_random_seed(cfg.seed + rank)  # from the same weights on, each rank drops other units
     datasets = _datasets_of_workflow(cfg)
     check_class_count(model, datasets[0], cfg)
     model.CLASSES = datasets[0].CLASSES
     runner, loaders = build_training(model, datasets, cfg, validate, chosen, dict(
         seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
-    _start_folder(cfg, name, runner.timestamp)
-    run_training(runner, loaders, cfg)
+    runner.timestamp = from_main(runner.timestamp)
+    if rank == 0:
+        _start_folder(cfg, name, runner.timestamp)
+    launch.scale_lr(runner, cfg)
+    with memory_explained(runner):
+        run_training(runner, loaders, cfg)
     several_labels = isinstance(leaves(datasets[0])[0], MultiLabelDataset)
     metrics = (cfg.get('evaluation') or {}).get('metric') or ('mAP' if several_labels else 'accuracy')
     logger.info('done; test it with: workspace test %s %s --metrics %s',
                 cfg.filename if isinstance(config, Config) else config, Path(cfg.work_dir) / 'latest.pth',
                 metrics if isinstance(metrics, str) else ' '.join(metrics))
     return runner
+
+
+def _newest(folder: str) -> str | None:
+    """Said in any case: a run that quietly began again would be found out a week later."""
+    found = newest(folder)
+    logger.warning('--resume-from auto: %s', f'going on from {found}' if found else
+                   f'no checkpoint in {folder} to go on from: a new run')
+    return str(found) if found else None
 
 
 def _refuse_used_folder(folder: Path, resume_from: str | None) -> None:
@@ -132,7 +161,8 @@ def _start_folder(cfg: Config, name: str, stamp: str) -> None:
 
 def test(config: str | Config, checkpoint: str, metrics: list[str] | None = None, metric_options: dict | None = None,
          out: str | None = None, out_items: list[str] | None = None, show: bool = False, show_dir: str | None = None,
-         device: str = 'auto', options: dict | None = None, show_options: dict | None = None) -> dict[str, Any]:
+         device: str = 'auto', options: dict | None = None, show_options: dict | None = None,
+         launcher: str | None = None) -> dict[str, Any]:
     """Evaluate a checkpoint on the config's test set.
 
     Args:
@@ -142,15 +172,19 @@ def test(config: str | Config, checkpoint: str, metrics: list[str] | None = None
         out: .json, .yaml or .pkl; holds the metrics unrounded and the `out_items`.
         out_items: of class_scores, pred_score, pred_label, pred_class; default all, ``['none']`` for none.
         show_dir: folder for the images with their predictions; `show_options` go to the model's ``show_result``.
+        launcher: as for `train`; each process then tests its share, and rank 0 writes.
 
     Returns:
-        The metrics, in percent except ``support``.
+        The metrics, in percent except ``support``; nothing on ranks other than 0.
     """
     if not (metrics or out or show or show_dir):
         raise ValueError('nothing to do: give --metrics, --out, --show or --show-dir')
     write = _writer(out) if out else None
-    chosen = select_device(device)
     cfg = load_config(config, options)
+    chosen = launch.join(launcher, cfg, device)
+    several = get_dist_info()[1] > 1
+    if several and (show or show_dir):
+        raise ValueError('--show and --show-dir draw in one process; leave them out, or --gpus')
     dataset = build_dataset(cfg.data.test, dict(test_mode=True))
     model = init_model(cfg, checkpoint, chosen)
     check_class_count(model, dataset, cfg)
@@ -158,7 +192,10 @@ def test(config: str | Config, checkpoint: str, metrics: list[str] | None = None
     if metrics:
         try_metrics(dataset, metrics, metric_options)
     precision = Precision(chosen, cfg.get('fp16'), bool(cfg.get('bf16')))
-    results = single_gpu_test(model, loader, show, show_dir, precision, **(show_options or {}))
+    results = multi_gpu_test(model, loader, precision=precision) if several else \
+        single_gpu_test(model, loader, show, show_dir, precision, **(show_options or {}))
+    if results is None:  # rank 0 has them all
+        return {}
     values = dict(dataset.evaluate(results, metrics, metric_options, logger=logger)) if metrics else {}
     if write:
         write({**values, **_predictions(results, model.CLASSES, out_items or ['all'])})

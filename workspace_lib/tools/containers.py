@@ -37,6 +37,7 @@ INPUTS = (
     'requirements/constraints.txt',
     'pyproject.toml',
 )
+PROFILES = ('cpu', 'tensorboard', 'prepare', 'train')
 START_SECONDS = 180
 ALIVE = ('running', 'paused')  # states of a container in which jobs may be
 ANSWER_SECONDS = 30  # for what a healthy container says at once
@@ -141,7 +142,7 @@ class Stack:
         }
 
     def compose(self, *words: str) -> list[str]:
-        profiles = ['--profile', 'cpu', '--profile', 'tensorboard', '--profile', 'prepare']
+        profiles = [word for name in PROFILES for word in ('--profile', name)]
         return [
             'docker',
             'compose',
@@ -419,6 +420,13 @@ class Stack:
         terminal = sys.stdin.isatty() and sys.stdout.isatty() and not captured
         options = ['--detach'] if detach else ['--interactive', '--tty'] if terminal else []
         return ['docker', 'exec', *options, self.name, *command]
+
+    def beside_words(self, detach: bool) -> list[str]:
+        """A container beside the lab, on the host's network, for a training that meets those of other machines."""
+        terminal = [] if sys.stdin.isatty() and sys.stdout.isatty() else ['--no-TTY']
+        options = ['--detach'] if detach else terminal
+        service = 'train' if self.device == 'gpu' else 'train-cpu'
+        return self.compose('run', '--rm', '--no-deps', *options, service)
 
     def job_states(self) -> list[dict[str, Any]]:
         """Every job of the checkout; one in a container that runs but does not tell of it is ``unknown``."""

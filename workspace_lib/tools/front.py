@@ -186,14 +186,19 @@ class Front:
             'VIRTUAL_ENV': str(self.python.parents[1]),
         }
 
-    def train(self, config: str, args: str, detach: bool) -> int:
+    def train(self, config: str, args: str, detach: bool, launch: dict[str, str] | None = None) -> int:
+        """``launch``: gpus, nnodes, node_rank, meet_at; what is '' is not said."""
         if not config:
             raise LaneError('which config? make train CONFIG=lenet/lenet5_mnist5k.py [ARGS="--work-dir x"] [DETACH=1]')
         try:
             options = shlex.split(args)
         except ValueError as error:
             raise LaneError(f'ARGS={args}: {error}') from None
-        into = self.words([], detach=detach)  # before anything is made: there may be no lab
+        options = launch_options(launch or {}) + options
+        stack = self._lab_of_several() if any(word.startswith('--nnodes') for word in options) else None
+        # Before anything is made: there may be no lab.
+        into = stack.beside_words(detach) if stack else self.words([], detach=detach)
+        env = stack.environment() if stack else self.environment()
         name = jobs.claim(config, self.root)
         self._give(jobs.folder_of(name, self.root).parent, jobs.folder_of(name, self.root))
         job = [
@@ -210,16 +215,23 @@ class Front:
             config,
             *options,
         ]
-        return self._detached(name, job) if detach else _become(job, self.environment())
+        return self._detached(name, job, env) if detach else _become(job, env)
 
-    def _detached(self, name: str, words: list[str]) -> int:
+    def _lab_of_several(self) -> Stack | None:
+        """The container whose image trains with other machines, on the host's network; None: the local lane."""
+        if self.working_lane()[0] == 'local':
+            return None
+        self.words([])  # there has to be a lab: its job is told by it
+        return Stack(self.root, self.working_lane()[1], self.host)
+
+    def _detached(self, name: str, words: list[str], env: dict[str, str]) -> int:
         """Start the job and look at it for a moment: what ends at once is told here, not found out tomorrow."""
         file = jobs.folder_of(name, self.root) / 'log'
         with open(file, 'ab') as log:  # the job's own, so that what cannot even start it is told there too
             launcher = subprocess.Popen(
                 words,
                 cwd=self.root,
-                env=self.environment(),
+                env=env,
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -372,6 +384,17 @@ class Front:
         ).returncode
 
 
+def launch_options(wishes: dict[str, str]) -> list[str]:
+    """Options of ``workspace train`` for GPUS, NNODES, NODE_RANK and MASTER of the Makefile."""
+    said = {key: value for key, value in wishes.items() if value}
+    if said.get('nnodes', '1') != '1' and not {'gpus', 'node_rank', 'meet_at'} <= said.keys():
+        raise LaneError(
+            'of several machines each says: make train CONFIG=... NNODES=2 NODE_RANK=0 MASTER=first:29500 GPUS=8, with '
+            'its own NODE_RANK (from 0) and GPUS, and the address of the first'
+        )
+    return [word for key, value in said.items() for word in (f'--{key.replace("_", "-")}', value)]
+
+
 def _become(words: list[str], env: dict[str, str] | None = None) -> int:
     """Replace this process, so that signals and the terminal are the command's own."""
     sys.stdout.flush()
@@ -387,6 +410,7 @@ def _say(text: str, status: int) -> int:
     return status
 
 
+LAUNCH = ('gpus', 'nnodes', 'node_rank', 'meet_at')
 ACTIONS = (
     'up',
     'down',
@@ -420,6 +444,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--job', default='')
     parser.add_argument('--config', default='')
     parser.add_argument('--args', default='')
+    for option in LAUNCH:
+        parser.add_argument(f'--{option.replace("_", "-")}', default='')
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index('--') if '--' in words else len(words)  # what follows is the command's own
     args = parser.parse_args(words[:cut])
@@ -445,7 +471,7 @@ def act(front: Front, args: argparse.Namespace) -> int:
     if args.action in ('run', 'set-up-and-run', 'compose'):
         return getattr(front, args.action.replace('-', '_'))(args.command)
     if args.action == 'train':
-        return front.train(args.config, args.args, args.detach)
+        return front.train(args.config, args.args, args.detach, {key: getattr(args, key) for key in LAUNCH})
     if args.action == 'rebuild':
         return front.build(fresh=True)
     return getattr(front, args.action.replace('-', '_'))()

@@ -24,6 +24,7 @@ from .processes import process_start, write_private
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NOTED = 'WORKSPACE_JOB'  # set for what runs as a job: its name
+STOPPED = 85  # how a training ends that a signal stopped and that can go on, see faults.Stopped
 
 
 def folder_of(name: str, root: Path = CHECKOUT) -> Path:
@@ -58,7 +59,7 @@ def run(name: str, command: list[str], root: Path = CHECKOUT, to_terminal: bool 
     env = {**os.environ, 'PYTHONUNBUFFERED': '1', NOTED: name}  # a log is for following
     stdin = None if to_terminal else subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=root, stdout=log, stderr=log, stdin=stdin, env=env)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda received, frame: process.send_signal(received))
     record = _begin(folder, command, process.pid)
     while True:
@@ -79,7 +80,8 @@ def noted(command: list[str], root: Path = CHECKOUT) -> Iterator[None]:
     to the terminal; ``make logs`` shows the run's own log.
     """
     outside = not (root / work_dir(command)).resolve().is_relative_to(root.resolve())
-    if place() == 'host' or NOTED in os.environ or outside or not (root / '.lab').is_dir():
+    one_of_several = 'LOCAL_RANK' in os.environ  # what started them has the record
+    if place() == 'host' or NOTED in os.environ or one_of_several or outside or not (root / '.lab').is_dir():
         yield
         return
     folder = folder_of(claim(command[2], root), root)
@@ -87,6 +89,9 @@ def noted(command: list[str], root: Path = CHECKOUT) -> Iterator[None]:
     try:
         yield
         status = 0
+    except SystemExit as stopped:
+        status = stopped.code if isinstance(stopped.code, int) else 1
+        raise
     finally:  # not reached by a kill: that is what `states` sees
         _end(folder, record, status)
 
@@ -175,7 +180,7 @@ def states(
     here, found = place(), []
     for record in records(root):
         if record['ended'] is not None:
-            state = 'done' if record['status'] == 0 else 'failed'
+            state = {0: 'done', STOPPED: 'cut off'}.get(record['status'], 'failed')
         elif record['place'] == here:
             state = 'running' if process_start(record['pid']) == record['start'] else 'cut off'
         else:

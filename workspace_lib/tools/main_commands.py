@@ -5,21 +5,28 @@ Nothing here loads torch before a command runs; ``config`` does without it.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..config import DictAction
+from . import launch
 from .arguments import add_checkpoint, add_config, add_device, add_metrics
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument('--work-dir', help='folder of the run; default work_dirs/<config name>')
-    parser.add_argument('--resume-from', help='checkpoint of this run to go on from')
+    parser.add_argument('--resume-from', help='checkpoint of this run to go on from; auto: the newest in its folder '
+                                              'that is whole, or a new run where there is none')
+    parser.epilog = ('On SIGTERM or SIGUSR1 the run saves after the next iteration and ends with exit status 85: start '
+                     'it again with --resume-from auto.')
     parser.add_argument('--load-from', help='checkpoint whose weights to start from')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate between epochs')
     parser.add_argument('--seed', type=int, help='default: a fresh one, named in the log')
     parser.add_argument('--deterministic', action='store_true', help='reproducible CUDA kernels (slower)')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='lr times the images of an optimizer step, divided by those it is for')
+    parser.add_argument('--diff-seed', action='store_true', help=argparse.SUPPRESS)  # ranks draw differently anyway
     add_device(parser, default=None)
+    launch.add_launch(parser)
     parser.set_defaults(run=_train)
 
 
@@ -36,7 +43,10 @@ def add_test(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--show-dir', help='folder for the images with their predictions')
     parser.add_argument('--show-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='how they are drawn: font_scale=1 text_color=yellow row_width=30')
+    parser.add_argument('--tmpdir', help=argparse.SUPPRESS)  # mmcv's ways to gather; the group has its own
+    parser.add_argument('--gpu-collect', action='store_true', help=argparse.SUPPRESS)
     add_device(parser)
+    launch.add_launch(parser)
     parser.set_defaults(run=_test)
 
 
@@ -61,18 +71,31 @@ def add_config_command(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from . import commands, jobs
-    words = sys.argv[1:] if sys.argv[1:2] == ['train'] else []
-    rest = [word for word in words[1:] if word != args.config]
+    rest = [word for word in args.words[1:] if word != args.config]
     with jobs.noted(['workspace', 'train', args.config, *rest]):
+        if _is_started(args):
+            return
         commands.train(args.config, args.work_dir, args.resume_from, args.load_from, not args.no_validate, args.seed,
-                       args.deterministic, args.device, args.cfg_options)
+                       args.deterministic, args.device, args.cfg_options, args.launcher, args.auto_scale_lr)
+        launch.leave()
+
+
+def _is_started(args: argparse.Namespace) -> bool:
+    """Whether the command ran in processes of its own, as --gpus asks; what is one of them already runs it here."""
+    if launch.joins(args) or (args.gpus in (None, 1) and args.nnodes == '1'):
+        return False
+    launch.start(args)
+    return True
 
 
 def _test(args: argparse.Namespace) -> None:
+    if _is_started(args):
+        return
     from . import commands
     values = commands.test(args.config, args.checkpoint, args.metrics, args.metric_options, args.out, args.out_items,
-                           args.show, args.show_dir, args.device, args.cfg_options, args.show_options)
+                           args.show, args.show_dir, args.device, args.cfg_options, args.show_options, args.launcher)
     print_metrics(values)
+    launch.leave()
 
 
 def print_metrics(values: dict[str, object]) -> None:

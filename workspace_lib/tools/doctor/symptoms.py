@@ -204,7 +204,7 @@ SYMPTOMS = (
         r'RLIMIT_(?P<limit>\w+).*operation not permitted'),
         'The daemon runs without CAP_SYS_RESOURCE (inside another container: LXC, Proxmox, some clouds), '
         'so the limit ({limit}; type 8 is memlock, 7 nofile, 3 stack) cannot be raised.',
-        ('in docker-compose.yml, service lab: drop the line that begins with `ulimits:` (it is for RDMA alone)',
+        ('in docker-compose.yml, under x-gpu: drop the line that begins with `ulimits:` (it is for RDMA alone)',
          'make up DEVICE=cpu                      # its service has no such line')),
     Symptom('token-missing', 38, 'the token of the lab is not there yet', (
         r'(bind source path does not exist|no such file or directory).*\.lab/token',
