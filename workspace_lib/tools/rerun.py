@@ -1,0 +1,143 @@
+"""``workspace rerun DIR``: the training that a folder tells of, once more.
+
+In: the folder of a run. Out: a folder of a new one; a warning for all that is not as it was; whether its weights agree.
+"""
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import read_checkpoint
+from ..config import Config
+from ..dist import get_dist_info
+from . import commands, jobs
+from .versions import collect_versions, sha256, uncommitted_changes
+
+logger = logging.getLogger(__name__)
+
+#: Entries of a report that change no result.
+_HARMLESS = ('run', 'jupyterlab', 'system', 'cores')
+
+
+def rerun(folder: str | os.PathLike, work_dir: str | None = None, device: str | None = None) -> Any:
+    """Train once more what `folder` tells of: its config and seed, and the choices of its command line.
+
+    A run that was resumed is repeated from its start; one that began with weights (``load_from``) begins with them.
+
+    Args:
+        work_dir: default ``<folder>-rerun``. device: default that of the run.
+
+    Returns:
+        The runner after its last epoch.
+
+    Raises:
+        FileNotFoundError: no folder of a run.
+        ValueError: a run of several processes, and not as many here.
+    """
+    folder = Path(folder)
+    report = _report(folder)
+    run = report['run']
+    _check_processes(folder, run['processes'])
+    for line in _differences(folder, report):
+        logger.warning('%s', line)
+    _set_threads(run['threads'])
+    cfg = _config_from_start(folder, folder / run['config'])
+    known = inspect.signature(commands.train).parameters
+    arguments = {key: value for key, value in run['arguments'].items() if key in known}
+    arguments |= dict(work_dir=work_dir or f'{folder}-rerun', device=device or arguments.get('device'))
+    words = [f'--device={arguments["device"]}', *['--no-validate'] * (not arguments.get('validate', True))]
+    with jobs.noted(['workspace', 'train', f'{arguments["work_dir"]}/{run["config"]}', '--work-dir',
+                     arguments['work_dir'], *words]):
+        runner = commands.train(cfg, **arguments)
+    _compare(folder, Path(arguments['work_dir']))
+    return runner
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """What the run left in its `report.json`."""
+    file = folder / 'report.json'
+    if not file.is_file():
+        raise FileNotFoundError(f'{folder} is no folder of a run: it has no report.json')
+    report = json.loads(file.read_text())
+    if 'run' not in report:
+        raise ValueError(f'{file} does not tell how the run was started: it is of an earlier version. Its config is '
+                         f'there: workspace train {folder}/NAME.py --work-dir OTHER, with the options that it had')
+    if not (folder / report['run']['config']).is_file():
+        raise FileNotFoundError(f'{folder} is no folder of a run: it has no {report["run"]["config"]}')
+    return report
+
+
+def _check_processes(folder: Path, processes: int) -> None:
+    here = int(os.environ.get('WORLD_SIZE', 1))
+    if here != processes:
+        raise ValueError(f'the run had {processes} processes and here are {here} of them: the batch would be another. '
+                         f'torchrun --nproc-per-node {processes} -m workspace_lib.tools.cli rerun {folder}')
+
+
+def _differences(folder: Path, report: dict[str, Any]) -> Iterator[str]:
+    """A line for each thing that may change the result."""
+    now, run = collect_versions(), report['run']
+    for key in dict.fromkeys([*report, *now]):
+        if key not in _HARMLESS and report.get(key) != now.get(key):
+            yield f'{key}: {report.get(key)} then, {now.get(key)} now'
+    patch = folder / 'uncommitted.patch'
+    if (patch.read_text() if patch.is_file() else '') != uncommitted_changes():
+        yield f'the code had other changes than now that are in no commit; those of the run are in {patch}'
+    unknown = run['arguments'].keys() - inspect.signature(commands.train).parameters
+    for key in sorted(unknown):
+        yield f'the run had {key}={run["arguments"][key]!r}, which this version does not know'
+    if run['weights_sha256'] not in (None, sha256(run['weights'])):
+        yield f'{run["weights"]} is not the file that the run began with (its SHA-256 is another)'
+    if run['folder'] != os.getcwd():
+        yield f'the run was started in {run["folder"]}, this is {os.getcwd()}: relative paths of its config begin here'
+
+
+def _set_threads(count: int) -> None:
+    """Sums of a CPU depend on how many threads share them."""
+    if count != torch.get_num_threads():
+        logger.info('%d threads, as the run had (%d by default here)', count, torch.get_num_threads())
+        torch.set_num_threads(count)
+
+
+def _config_from_start(folder: Path, file: Path) -> Config:
+    """The dumped config; a checkpoint of the folder itself, from which the run went on, is no start."""
+    cfg = Config.fromfile(str(file))
+    resumed = cfg.get('resume_from')
+    if resumed and Path(resumed).resolve().parent == folder.resolve():
+        logger.warning('the run was resumed from %s; it is repeated from its start, with the config of the last part '
+                       '(the log of each part begins with its own)', resumed)
+        cfg.resume_from = None
+    elif resumed or cfg.get('load_from'):
+        logger.info('the run began with %s, and so does this one', resumed or cfg.load_from)
+    return cfg
+
+
+def _compare(folder: Path, again: Path) -> None:
+    """Say whether the last checkpoint of the run, where both have it, holds the same weights."""
+    name = (folder / 'latest.pth').resolve().name
+    if get_dist_info()[0] or not (folder / name).is_file() or not (again / name).is_file():
+        return
+    old, new = (read_checkpoint(part / name)['state_dict'] for part in (folder, again))
+    off = {key: float((value.double() - new[key].double()).abs().max()) for key, value in old.items()
+           if not torch.equal(value, new[key])}
+    if off:
+        most = max(off, key=lambda key: off[key])
+        logger.warning('%s: %d of %d tensors differ from those of %s, at most by %.3g (%s)', name, len(off), len(old),
+                       folder, off[most], most)
+    else:
+        logger.info('%s: all %d tensors are those of %s, bit by bit', name, len(old), folder)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('folder', help='the folder of a run: work_dirs/NAME')
+    parser.add_argument('--work-dir', help='folder of the new run; default FOLDER-rerun')
+    parser.add_argument('--device', help='default that of the run; auto, cpu, cuda or cuda:N')
+    parser.set_defaults(run=lambda args: rerun(args.folder, args.work_dir, args.device) and None)
