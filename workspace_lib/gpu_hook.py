@@ -4,25 +4,22 @@ In: a `Sample` a second, ``IterTimerHook``'s times. Out: values in ``log_buffer`
 """
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .gpu import Card, Sample, Sampler, open_nvml
 from .hooks import Hook
-from .log_hooks import LoggerHook
+from .log_hooks import WAITING, LoggerHook, feed
 from .registry import HOOKS
 
 if TYPE_CHECKING:
     from .runner import EpochBasedRunner
 
 _ENOUGH = 10  # samples to judge by
-_WAITING = 0.2  # of the time of an iteration: a loader that takes less is hidden behind the GPU's queue
 _BUSY = 80  # percent; a GPU above it has no fifth to gain
 _IDLE = 50  # percent; below it, with no loader to blame, the steps are too small
 _HOT = 0.2  # of the samples
@@ -105,8 +102,8 @@ class GPUMonitorHook(Hook):
         # Not the first batch of an epoch: it waits for the workers to start.
         count -= runner.inner_iter + 1 == count
         self.samples += samples
-        self.waited += _last(runner, 'data_time', count)
-        self.elapsed += _last(runner, 'time', count)
+        self.waited += runner.log_buffer.total('data_time', count)
+        self.elapsed += runner.log_buffer.total('time', count)
         if len(self.samples) < _ENOUGH:
             return
         found = advice(self.samples, self.waited / self.elapsed if self.elapsed else None, runner.data_loader)
@@ -139,10 +136,6 @@ def _handle(nvml: Any, device: torch.device) -> Any:
         return nvml.nvmlDeviceGetHandleByUUID(f'MIG-{uuid}')
 
 
-def _last(runner: EpochBasedRunner, name: str, count: int) -> float:
-    return sum(value for value, _ in islice(reversed(runner.log_buffer.values.get(name, ())), count))
-
-
 _NAMES = ('gpu_util', 'gpu_memory', 'gpu_power', 'gpu_temperature', 'gpu_held_back')
 
 
@@ -171,24 +164,15 @@ def advice(samples: Sequence[Sample], waiting: float | None, loader: Any = None)
     """
     busy, found = _mean(sample.utilisation for sample in samples), []
     if waiting is not None and busy is not None:
-        if waiting >= _WAITING and busy < _BUSY:
+        if waiting >= WAITING and busy < _BUSY:
             found.append(f'the loader, not the GPU, is the limit: {waiting:.0%} of the time goes into waiting for '
-                         f'batches, and the GPU is {busy:.0f} % busy. {_feed(getattr(loader, "num_workers", None))}')
-        elif waiting < _WAITING and busy < _IDLE:
+                         f'batches, and the GPU is {busy:.0f} % busy. {feed(getattr(loader, "num_workers", None))}')
+        elif waiting < WAITING and busy < _IDLE:
             size = getattr(loader, 'batch_size', None)
             found.append(f'the GPU is {busy:.0f} % busy, though only {waiting:.0%} of the time goes into waiting for '
                          f'batches: its steps are too small. Raise data.samples_per_gpu{f" from {size}" * bool(size)} '
                          f'(and optimizer.lr with it){_room(samples[-1])}')
     return found + _heat(samples)
-
-
-def _feed(workers: int | None) -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    smaller = 'train on a copy of the data set whose images are resized once, or packed'
-    if workers is not None and workers >= cores:
-        return f'data.workers_per_gpu is {workers} for {cores} cores: {smaller}'
-    given = '' if workers is None else f' from {workers}'
-    return f'Raise data.workers_per_gpu{given} (this process may use {cores} cores); if that is not enough, {smaller}'
 
 
 def _room(sample: Sample) -> str:

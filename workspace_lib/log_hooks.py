@@ -8,10 +8,13 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
+import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from .runner import EpochBasedRunner
 
 _FORMAT = '%(asctime)s - %(levelname)s - %(message)s'
+#: Of the time of an iteration: a loader that takes less is hidden behind what the device still has to do.
+WAITING = 0.2
+_ENOUGH = 10, 2.  # iterations, seconds to judge a loader by
 
 
 class _ConsoleHandler(logging.Handler):
@@ -78,6 +84,10 @@ class LogBuffer:
     def count(self, name: str, n: int) -> int:
         """Samples behind the last `n` values of a name."""
         return sum(count for _, count in list(self.values.get(name, ()))[-n:])
+
+    def total(self, name: str, n: int) -> float:
+        """The sum of the last `n` values of a name."""
+        return sum(value for value, _ in islice(reversed(self.values.get(name, ())), n))
 
     def clear(self) -> None:
         self.values.clear()
@@ -135,8 +145,7 @@ class LoggerHook(Hook):
         if averages.get('time'):
             samples = runner.log_buffer.count('loss', n) * runner.world_size
             entry['images_per_second'] = samples / (averages['time'] * n)
-        if runner.precision.device.type == 'cuda':
-            entry['memory'] = torch.cuda.max_memory_allocated(runner.precision.device) // 2**20  # MiB
+        entry['memory'] = _peak_memory(runner.precision.device)
         return entry
 
     def seconds_left(self, runner: EpochBasedRunner) -> float:
@@ -145,12 +154,23 @@ class LoggerHook(Hook):
         return (time.perf_counter() - self.run_start) / done * (runner.max_iters - runner.iter - 1)
 
 
+def _peak_memory(device: torch.device) -> int:
+    """MiB: the most that torch held on a GPU, else the most that this process held."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
+
+
 @HOOKS.register_module()
 class TextLoggerHook(LoggerHook):
-    """One line per entry through ``runner.logger``, and the same as JSON lines in ``<timestamp>.log.json``."""
+    """One line per entry through ``runner.logger``, and the same as JSON lines in ``<timestamp>.log.json``.
+
+    Says once a run when the loader holds it up, and what to change; where ``GPUMonitorHook`` watches, that one judges.
+    """
 
     def before_run(self, runner: EpochBasedRunner) -> None:
         super().before_run(runner)
+        self.advised, self.seen = False, (0, 0., 0.)
         self.json_file = runner.work_dir / f'{runner.timestamp}.log.json' if runner.work_dir else None
         self._append({key: value for key, value in runner.meta.items() if isinstance(value, str | int | float)}, runner)
 
@@ -167,6 +187,23 @@ class TextLoggerHook(LoggerHook):
             place = f'Epoch(val) [{entry["epoch"]}]' if self.by_epoch else f'Iter(val) [{entry["iter"]}]'
             runner.logger.info('%s  %s', place, _numbers(rest))
 
+    def _entry(self, runner: EpochBasedRunner, n: int) -> dict[str, Any]:
+        if not (self.advised or 'gpu_util' in runner.log_buffer.values):
+            # Not the first batch of an epoch: it waits for the workers to start.
+            self._judge(runner, n - (runner.inner_iter + 1 == n))
+        return super()._entry(runner, n)
+
+    def _judge(self, runner: EpochBasedRunner, n: int) -> None:
+        count, waited, elapsed = self.seen
+        count, waited = count + n, waited + runner.log_buffer.total('data_time', n)
+        elapsed += runner.log_buffer.total('time', n)
+        enough = count >= _ENOUGH[0] and elapsed >= _ENOUGH[1]
+        self.seen = (0, 0., 0.) if enough else (count, waited, elapsed)
+        if enough and waited >= WAITING * elapsed:
+            self.advised = True
+            runner.logger.warning('the loader is the limit: %.0f%% of the time goes into waiting for batches. %s',
+                                  100 * waited / elapsed, feed(getattr(runner.data_loader, 'num_workers', None)))
+
     def _append(self, entry: dict[str, Any], runner: EpochBasedRunner) -> None:
         if self.json_file is not None and runner.rank == 0:
             with open(self.json_file, 'a') as file:
@@ -182,9 +219,25 @@ def _listed(value: Any) -> Any:
     return value.tolist() if hasattr(value, 'tolist') else str(value)
 
 
+def feed(workers: int | None) -> str:
+    """What to change where a loader with so many workers is too slow."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    smaller = 'train on a copy of the data set whose images are resized once, or packed'
+    if workers is not None and workers >= cores:
+        return f'data.workers_per_gpu is {workers} for {cores} cores: {smaller}'
+    given = '' if workers is None else f' from {workers}'
+    return f'Raise data.workers_per_gpu{given} (this process may use {cores} cores); if that is not enough, {smaller}'
+
+
 @HOOKS.register_module()
 class TensorboardLoggerHook(LoggerHook):
-    """Scalars for TensorBoard in ``<work_dir>/tf_logs`` (``tensorboard --logdir``), by global iteration."""
+    """For TensorBoard, in ``<work_dir>/tf_logs``: scalars by global iteration, the first batch, the config, pictures.
+
+    ``pictures(dataset, results)`` draws an evaluation: uint8 RGB (H, W, 3) by name. ``workspace train`` sets it to
+    ``tools.eval_pictures.evaluation_pictures``: confusion matrix and worst mistakes.
+    """
+
+    pictures: Callable[[Any, Any], dict[str, Any]] | None = None
 
     def before_run(self, runner: EpochBasedRunner) -> None:
         super().before_run(runner)
@@ -197,17 +250,47 @@ class TensorboardLoggerHook(LoggerHook):
             raise ImportError('TensorboardLoggerHook needs the package tensorboard: pip install tensorboard, '
                               'or drop it from log_config.hooks') from error
         self.writer = SummaryWriter(str(runner.work_dir / 'tf_logs'))
+        if 'config' in runner.meta:
+            self.writer.add_text('config', f'```python\n{runner.meta["config"]}\n```')
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        if runner.iter == self.first_iter and self.writer is not None:
+            img = runner.data_batch.get('img')
+            if isinstance(img, torch.Tensor) and img.ndim == 4 and img.shape[1] in (1, 3):
+                self.writer.add_images('train/first batch', _in_colour(img[:16], runner.data_loader),
+                                       runner._done)
+        super().after_train_iter(runner)
+
+    def draw(self, runner: EpochBasedRunner, dataset: Any, results: Any) -> None:
+        """Write `pictures` of an evaluation; one that fails must not end a training."""
+        if self.writer is None or self.pictures is None:
+            return
+        try:
+            for name, picture in self.pictures(dataset, results).items():
+                self.writer.add_image(f'val/{name}', picture, runner._done, dataformats='HWC')
+        except Exception as error:
+            runner.logger.warning('TensorBoard lacks pictures of this evaluation: %s: %s', type(error).__name__, error)
 
     def write(self, runner: EpochBasedRunner, entry: dict[str, Any]) -> None:
         if self.writer is None:
             return
         for key, value in entry.items():
             if key not in ('mode', 'epoch', 'iter') and isinstance(value, int | float):
-                self.writer.add_scalar(f'{entry["mode"]}/{key}', value, runner.iter + 1)
+                self.writer.add_scalar(f'{entry["mode"]}/{key}', value, runner._done)
 
     def after_run(self, runner: EpochBasedRunner) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def _in_colour(img: torch.Tensor, loader: Any) -> torch.Tensor:
+    """A batch as the model gets it (N, C, H, W), as RGB in 0..1; stretched where it was normalised image by image."""
+    img, norm = img.detach().float().cpu(), getattr(getattr(loader, 'device_stage', None), 'normalize', None)
+    if norm is None:
+        return (img - img.amin()) / (img.amax() - img.amin()).clamp(min=1e-6)
+    mean, std = (torch.from_numpy(value).view(-1, 1, 1) for value in (norm.mean, norm.std))
+    img = (img * std + mean).div(255).clamp(0, 1)
+    return img if norm.to_rgb else img.flip(1)
 
 
 @HOOKS.register_module()

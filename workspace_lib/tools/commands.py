@@ -38,6 +38,7 @@ from ..models import build_classifier
 from ..recipes import load_config
 from ..runner import EpochBasedRunner
 from .arguments import checked_output
+from .eval_pictures import show_evaluations
 from .versions import collect_run, collect_versions, uncommitted_changes
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     model.CLASSES = datasets[0].CLASSES
     runner, loaders = build_training(model, datasets, cfg, validate, chosen, dict(
         seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
+    show_evaluations(runner)
     given['device'] = str(device or cfg.get('device') or chosen.type)
     _start_folder(cfg, name, runner.timestamp, given)
     run_training(runner, loaders, cfg)
