@@ -13,13 +13,14 @@ import torch
 
 from .gpu import Card, Sample, Sampler, open_nvml
 from .hooks import Hook
-from .log_hooks import WAITING, LoggerHook, feed
+from .log_hooks import LoggerHook, feed
 from .registry import HOOKS
 
 if TYPE_CHECKING:
     from .runner import EpochBasedRunner
 
 _ENOUGH = 10  # samples to judge by
+_WAITING = 0.2  # of the time of an iteration: a loader that takes less is hidden behind the GPU's queue
 _BUSY = 80  # percent; a GPU above it has no fifth to gain
 _IDLE = 50  # percent; below it, with no loader to blame, the steps are too small
 _HOT = 0.2  # of the samples
@@ -164,10 +165,10 @@ def advice(samples: Sequence[Sample], waiting: float | None, loader: Any = None)
     """
     busy, found = _mean(sample.utilisation for sample in samples), []
     if waiting is not None and busy is not None:
-        if waiting >= WAITING and busy < _BUSY:
+        if waiting >= _WAITING and busy < _BUSY:
             found.append(f'the loader, not the GPU, is the limit: {waiting:.0%} of the time goes into waiting for '
                          f'batches, and the GPU is {busy:.0f} % busy. {feed(getattr(loader, "num_workers", None))}')
-        elif waiting < WAITING and busy < _IDLE:
+        elif waiting < _WAITING and busy < _IDLE:
             size = getattr(loader, 'batch_size', None)
             found.append(f'the GPU is {busy:.0f} % busy, though only {waiting:.0%} of the time goes into waiting for '
                          f'batches: its steps are too small. Raise data.samples_per_gpu{f" from {size}" * bool(size)} '

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from .runner import EpochBasedRunner
 
 _FORMAT = '%(asctime)s - %(levelname)s - %(message)s'
-#: Of the time of an iteration: a loader that takes less is hidden behind what the device still has to do.
-WAITING = 0.2
 _ENOUGH = 10, 2.  # iterations, seconds to judge a loader by
+_WAITING = 1 / 3  # of the time: where nobody watches the device, less may be hidden, or be gained by no worker
 
 
 class _ConsoleHandler(logging.Handler):
@@ -199,7 +198,7 @@ class TextLoggerHook(LoggerHook):
         elapsed += runner.log_buffer.total('time', n)
         enough = count >= _ENOUGH[0] and elapsed >= _ENOUGH[1]
         self.seen = (0, 0., 0.) if enough else (count, waited, elapsed)
-        if enough and waited >= WAITING * elapsed:
+        if enough and waited >= _WAITING * elapsed:
             self.advised = True
             runner.logger.warning('the loader is the limit: %.0f%% of the time goes into waiting for batches. %s',
                                   100 * waited / elapsed, feed(getattr(runner.data_loader, 'num_workers', None)))
