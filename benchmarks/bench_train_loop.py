@@ -201,7 +201,7 @@ def main() -> int:
     if args.out:
         args.out.write_text(json.dumps({**result, 'pairs': args.pairs}, indent=2) + '\n')
     found = judged(result)
-    unsure = result['noise of the ratio'] > RATIO_BOUND - 1 and ' as far as this noise lets see: a quieter machine tells'
+    unsure = result['noise of the ratio'] > RATIO_BOUND - 1 and ', as far as this noise lets see'
     print('\n'.join(found) or f'within the bounds{unsure or ""}')
     return bool(found)
 
