@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from workspace_lib.gpu import Card
-from workspace_lib.gpu_hook import GPUMonitorHook
+from workspace_lib.gpu_hook import GPUMonitorHook, LoaderWatchHook
 from workspace_lib.hooks import CheckpointHook, Hook, IterTimerHook, LrUpdaterHook, OptimizerHook
 from workspace_lib.log_hooks import ProgressBarHook, TensorboardLoggerHook, TextLoggerHook
 from workspace_lib.models import build_classifier
@@ -105,7 +105,7 @@ def ours(model: nn.Module, batches: list[dict], more: Sequence[Hook] = ()) -> Se
                                   work_dir=folder, max_epochs=1, logger=logging.getLogger('bench'))
         schedule = lr_schedule(dict(policy='CosineAnnealing', min_lr=0), 1, len(batches))
         for hook in (first, LrUpdaterHook(schedule), OptimizerHook(), CheckpointHook(interval=2, save_last=False),
-                     IterTimerHook(), ProgressBarHook(), TextLoggerHook(interval=100), *more, last):
+                     IterTimerHook(), LoaderWatchHook(), ProgressBarHook(), TextLoggerHook(interval=100), *more, last):
             runner.register_hook(hook)
         with contextlib.redirect_stderr(io.StringIO()):
             runner.run([batches], [('train', 1)])

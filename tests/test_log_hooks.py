@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from workspace_lib import log_hooks
+from workspace_lib import gpu_hook
+from workspace_lib.gpu_hook import LoaderWatchHook
 from workspace_lib.hooks import Hook, IterTimerHook, OptimizerHook
 from workspace_lib.iter_runner import IterBasedRunner
 from workspace_lib.log_hooks import TextLoggerHook
@@ -68,7 +69,7 @@ def said(caplog):
 
 @pytest.fixture(autouse=True)
 def cores(monkeypatch):
-    monkeypatch.setattr(log_hooks.os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(gpu_hook.os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
 
 
 def test_a_line_shows_speed_waiting_memory_rate_loss_and_the_time_left(said):
@@ -88,7 +89,7 @@ def test_on_a_cpu_memory_is_the_peak_of_the_process_in_mib(tmp_path):
 
 
 def test_a_loader_that_holds_the_run_up_is_named_once_with_the_way_out(said):
-    run(Times(0.62), TextLoggerHook(interval=5), batches=20, epochs=3)
+    run(Times(0.62), LoaderWatchHook(), batches=20, epochs=3)
     assert said('WARNING') == [
         'the loader is the limit: 62% of the time goes into waiting for batches. Raise data.workers_per_gpu from 2 '
         '(this process may use 16 cores); if that is not enough, train on a copy of the data set whose images are '
@@ -97,27 +98,27 @@ def test_a_loader_that_holds_the_run_up_is_named_once_with_the_way_out(said):
 
 @pytest.mark.parametrize(('waiting', 'speaks'), [(0.3, False), (0.34, True)])
 def test_where_the_line_is(said, waiting, speaks):
-    run(Times(waiting), TextLoggerHook(interval=5), batches=20, epochs=3)
+    run(Times(waiting), LoaderWatchHook(), batches=20, epochs=3)
     assert bool(said('WARNING')) == speaks
 
 
 def test_the_start_of_the_workers_is_no_reason(said):
-    run(Times(0.3), TextLoggerHook(interval=50), batches=12, epochs=5)
+    run(Times(0.3), LoaderWatchHook(), batches=12, epochs=5)
     assert said('WARNING') == []
 
 
 def test_a_few_quick_steps_prove_nothing(said):
-    run(Times(0.9, seconds=0.01), TextLoggerHook(interval=5), batches=20)
+    run(Times(0.9, seconds=0.01), LoaderWatchHook(), batches=20)
     assert said('WARNING') == []
 
 
 def test_a_loader_that_becomes_slow_is_seen(said):
-    run(Times(lambda runner: 0.5 * (runner.epoch > 1)), TextLoggerHook(interval=20), batches=20, epochs=4)
+    run(Times(lambda runner: 0.5 * (runner.epoch > 1)), LoaderWatchHook(), batches=20, epochs=4)
     assert len(said('WARNING')) == 1
 
 
 def test_a_run_counted_in_iterations_is_judged_too(said):
-    run(Times(0.5), TextLoggerHook(interval=5), batches=20, by_epoch=False)
+    run(Times(0.5), LoaderWatchHook(), batches=20, by_epoch=False)
     assert len(said('WARNING')) == 1
 
 
@@ -128,7 +129,7 @@ def test_where_the_gpu_is_watched_its_hook_judges(said):
         def after_train_iter(self, runner):
             runner.log_buffer.update(dict(gpu_util=97.))
 
-    run(Times(0.6), Monitor(), TextLoggerHook(interval=5), batches=20)
+    run(Times(0.6), Monitor(), LoaderWatchHook(), batches=20)
     assert said('WARNING') == []
 
 
@@ -136,7 +137,15 @@ def test_a_loader_that_does_not_tell_its_workers(said):
     model = Model()
     runner = EpochBasedRunner(model, torch.optim.SGD(model.parameters(), lr=0.1), logger=logging.getLogger(LOGGER),
                               max_epochs=1)
-    for hook in (OptimizerHook(), Times(0.5), TextLoggerHook(interval=5)):
+    for hook in (OptimizerHook(), Times(0.5), LoaderWatchHook()):
         runner.register_hook(hook)
     runner.run([[{}] * 20], [('train', 1)])
     assert 'Raise data.workers_per_gpu (this process' in said('WARNING')[0]
+
+
+def test_every_training_watches_its_loader(tmp_path):
+    from workspace_lib.tools import commands
+    runner = commands.train('lenet/lenet5_mnist5k.py', str(tmp_path), seed=0, device='cpu', validate=False,
+                            options={'runner.max_epochs': 1, 'checkpoint_config': None, 'data.samples_per_gpu': 2000})
+    names = [type(hook).__name__ for hook in runner.hooks]
+    assert names.index('IterTimerHook') < names.index('LoaderWatchHook')

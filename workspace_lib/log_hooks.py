@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import os
 import resource
 import sys
 import time
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from .runner import EpochBasedRunner
 
 _FORMAT = '%(asctime)s - %(levelname)s - %(message)s'
-_ENOUGH = 10, 2.  # iterations, seconds to judge a loader by
-_WAITING = 1 / 3  # of the time: where nobody watches the device, less may be hidden, or be gained by no worker
 
 
 class _ConsoleHandler(logging.Handler):
@@ -162,14 +159,10 @@ def _peak_memory(device: torch.device) -> int:
 
 @HOOKS.register_module()
 class TextLoggerHook(LoggerHook):
-    """One line per entry through ``runner.logger``, and the same as JSON lines in ``<timestamp>.log.json``.
-
-    Says once a run when the loader holds it up, and what to change; where ``GPUMonitorHook`` watches, that one judges.
-    """
+    """One line per entry through ``runner.logger``, and the same as JSON lines in ``<timestamp>.log.json``."""
 
     def before_run(self, runner: EpochBasedRunner) -> None:
         super().before_run(runner)
-        self.advised, self.seen = False, (0, 0., 0.)
         self.json_file = runner.work_dir / f'{runner.timestamp}.log.json' if runner.work_dir else None
         self._append({key: value for key, value in runner.meta.items() if isinstance(value, str | int | float)}, runner)
 
@@ -186,23 +179,6 @@ class TextLoggerHook(LoggerHook):
             place = f'Epoch(val) [{entry["epoch"]}]' if self.by_epoch else f'Iter(val) [{entry["iter"]}]'
             runner.logger.info('%s  %s', place, _numbers(rest))
 
-    def _entry(self, runner: EpochBasedRunner, n: int) -> dict[str, Any]:
-        if not (self.advised or 'gpu_util' in runner.log_buffer.values):
-            # Not the first batch of an epoch: it waits for the workers to start.
-            self._judge(runner, n - (runner.inner_iter + 1 == n))
-        return super()._entry(runner, n)
-
-    def _judge(self, runner: EpochBasedRunner, n: int) -> None:
-        count, waited, elapsed = self.seen
-        count, waited = count + n, waited + runner.log_buffer.total('data_time', n)
-        elapsed += runner.log_buffer.total('time', n)
-        enough = count >= _ENOUGH[0] and elapsed >= _ENOUGH[1]
-        self.seen = (0, 0., 0.) if enough else (count, waited, elapsed)
-        if enough and waited >= _WAITING * elapsed:
-            self.advised = True
-            runner.logger.warning('the loader is the limit: %.0f%% of the time goes into waiting for batches. %s',
-                                  100 * waited / elapsed, feed(getattr(runner.data_loader, 'num_workers', None)))
-
     def _append(self, entry: dict[str, Any], runner: EpochBasedRunner) -> None:
         if self.json_file is not None and runner.rank == 0:
             with open(self.json_file, 'a') as file:
@@ -216,16 +192,6 @@ def _numbers(entry: dict[str, Any]) -> str:
 
 def _listed(value: Any) -> Any:
     return value.tolist() if hasattr(value, 'tolist') else str(value)
-
-
-def feed(workers: int | None) -> str:
-    """What to change where a loader with so many workers is too slow."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    smaller = 'train on a copy of the data set whose images are resized once, or packed'
-    if workers is not None and workers >= cores:
-        return f'data.workers_per_gpu is {workers} for {cores} cores: {smaller}'
-    given = '' if workers is None else f' from {workers}'
-    return f'Raise data.workers_per_gpu{given} (this process may use {cores} cores); if that is not enough, {smaller}'
 
 
 @HOOKS.register_module()
