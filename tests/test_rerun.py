@@ -164,12 +164,15 @@ def test_the_same_uncommitted_changes_are_no_difference(run, no_training, said, 
     assert 'uncommitted.patch' not in said()
 
 
-def test_a_resumed_run_is_repeated_from_its_start(run, no_training, said):
+@pytest.mark.parametrize('moved', [False, True])
+def test_a_resumed_run_is_repeated_from_its_start(run, no_training, said, moved):
+    checkpoint = 'run/latest.pth' if moved else str(run / 'latest.pth')  # relative to where the run was started
     with open(run / 'digits.py', 'a') as file:
-        file.write(f'resume_from = {str(run / "latest.pth")!r}\n')
+        file.write(f'resume_from = {checkpoint!r}\n')
+    change(run, weights=checkpoint, weights_sha256='of the link as it was')
     rerun(run)
     assert no_training['config'].resume_from is None
-    assert 'was resumed' in said() and 'from its start' in said()
+    assert f'resumed from {checkpoint}' in said() and 'from its start' in said() and 'SHA-256' not in said()
 
 
 def test_a_run_that_went_on_from_another_folder_goes_on_from_there_again(run, no_training, tmp_path):
@@ -195,11 +198,26 @@ def test_the_weights_it_began_with_are_checked(trained, tmp_path, monkeypatch, n
     assert f'{weights} is not the file that the run began with' in said()
 
 
-def test_several_processes_are_asked_for(run, no_training):
+def test_several_processes_are_asked_for(run, no_training, monkeypatch):
     change(run, processes=2)
-    with pytest.raises(ValueError, match=r'2 processes.*1 .*torchrun --nproc-per-node 2'):
+    with pytest.raises(ValueError, match=r'2 processes and here are 1'):
         rerun(run)
     assert not no_training
+    started = []
+    monkeypatch.setattr('torch.distributed.run.main', started.append)
+    assert main(['rerun', str(run), '--device', 'cpu']) == 0
+    assert started == [['--standalone', '--nproc-per-node', '2', '-m', 'workspace_lib.tools.cli', 'rerun', str(run),
+                        '--device=cpu']]
+
+
+def test_one_of_several_processes_warns_for_all(run, no_training, said, monkeypatch):
+    change(run, processes=2, torch='0.1', arguments=dict(launcher='slurm'))
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    for rank, warns in (('1', False), ('0', True)):
+        monkeypatch.setenv('RANK', rank)
+        rerun(run)
+        assert ('torch: 0.1 then' in said()) == warns
+    assert 'launcher' not in said()
 
 
 def test_an_argument_that_this_version_does_not_know_is_named(run, no_training, said):

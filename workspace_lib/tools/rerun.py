@@ -46,12 +46,14 @@ def rerun(folder: str | os.PathLike, work_dir: str | None = None, device: str | 
     report = _report(folder)
     run = report['run']
     _check_processes(folder, run['processes'])
-    for line in _differences(folder, report):
-        logger.warning('%s', line)
+    cfg = Config.fromfile(str(folder / run['config']))
+    if int(os.environ.get('RANK', 0)) == 0:
+        for line in [*_differences(folder, report), *_start(folder, run, cfg)]:
+            logger.warning('%s', line)
+    if _went_on(folder, run, cfg):
+        cfg.resume_from = None
     _set_threads(run['threads'])
-    cfg = _config_from_start(folder, folder / run['config'])
-    known = inspect.signature(commands.train).parameters
-    arguments = {key: value for key, value in run['arguments'].items() if key in known}
+    arguments = {key: value for key, value in run['arguments'].items() if key in _arguments()}
     arguments |= dict(work_dir=work_dir or f'{folder}-rerun', device=device or arguments.get('device'))
     words = [f'--device={arguments["device"]}', *['--no-validate'] * (not arguments.get('validate', True))]
     with jobs.noted(['workspace', 'train', f'{arguments["work_dir"]}/{run["config"]}', '--work-dir',
@@ -59,6 +61,11 @@ def rerun(folder: str | os.PathLike, work_dir: str | None = None, device: str | 
         runner = commands.train(cfg, **arguments)
     _compare(folder, Path(arguments['work_dir']))
     return runner
+
+
+def _arguments() -> set[str]:
+    """Those of a training that can be given again; what starts its processes is this command's own affair."""
+    return set(inspect.signature(commands.train).parameters) - {'launcher'}
 
 
 def _report(folder: Path) -> dict[str, Any]:
@@ -78,8 +85,8 @@ def _report(folder: Path) -> dict[str, Any]:
 def _check_processes(folder: Path, processes: int) -> None:
     here = int(os.environ.get('WORLD_SIZE', 1))
     if here != processes:
-        raise ValueError(f'the run had {processes} processes and here are {here} of them: the batch would be another. '
-                         f'torchrun --nproc-per-node {processes} -m workspace_lib.tools.cli rerun {folder}')
+        raise ValueError(f'the run had {processes} processes and here are {here}: the batch would be another. From the '
+                         f'command line, workspace rerun {folder} starts as many')
 
 
 def _differences(folder: Path, report: dict[str, Any]) -> Iterator[str]:
@@ -91,13 +98,25 @@ def _differences(folder: Path, report: dict[str, Any]) -> Iterator[str]:
     patch = folder / 'uncommitted.patch'
     if (patch.read_text() if patch.is_file() else '') != uncommitted_changes():
         yield f'the code had other changes than now that are in no commit; those of the run are in {patch}'
-    unknown = run['arguments'].keys() - inspect.signature(commands.train).parameters
-    for key in sorted(unknown):
+    for key in sorted(run['arguments'].keys() - _arguments() - {'launcher'}):
         yield f'the run had {key}={run["arguments"][key]!r}, which this version does not know'
-    if run['weights_sha256'] not in (None, sha256(run['weights'])):
-        yield f'{run["weights"]} is not the file that the run began with (its SHA-256 is another)'
     if run['folder'] != os.getcwd():
         yield f'the run was started in {run["folder"]}, this is {os.getcwd()}: relative paths of its config begin here'
+
+
+def _went_on(folder: Path, run: dict[str, Any], cfg: Config) -> bool:
+    """Whether the run was resumed from a checkpoint of its own folder, which may have been moved since."""
+    own = folder.resolve(), Path(run['folder'], cfg.get('work_dir') or '').resolve()
+    return bool(cfg.get('resume_from')) and Path(run['folder'], cfg.resume_from).resolve().parent in own
+
+
+def _start(folder: Path, run: dict[str, Any], cfg: Config) -> Iterator[str]:
+    """What to know of the weights that the run began with."""
+    if _went_on(folder, run, cfg):
+        yield (f'the run was resumed from {cfg.resume_from}; it is repeated from its start, with the config of its '
+               "last part (each part's log begins with its own)")
+    elif run['weights_sha256'] not in (None, sha256(run['weights'])):
+        yield f'{run["weights"]} is not the file that the run began with: its SHA-256 is another, or it is gone'
 
 
 def _set_threads(count: int) -> None:
@@ -105,19 +124,6 @@ def _set_threads(count: int) -> None:
     if count != torch.get_num_threads():
         logger.info('%d threads, as the run had (%d by default here)', count, torch.get_num_threads())
         torch.set_num_threads(count)
-
-
-def _config_from_start(folder: Path, file: Path) -> Config:
-    """The dumped config; a checkpoint of the folder itself, from which the run went on, is no start."""
-    cfg = Config.fromfile(str(file))
-    resumed = cfg.get('resume_from')
-    if resumed and Path(resumed).resolve().parent == folder.resolve():
-        logger.warning('the run was resumed from %s; it is repeated from its start, with the config of the last part '
-                       '(the log of each part begins with its own)', resumed)
-        cfg.resume_from = None
-    elif resumed or cfg.get('load_from'):
-        logger.info('the run began with %s, and so does this one', resumed or cfg.load_from)
-    return cfg
 
 
 def _compare(folder: Path, again: Path) -> None:
@@ -140,4 +146,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('folder', help='the folder of a run: work_dirs/NAME')
     parser.add_argument('--work-dir', help='folder of the new run; default FOLDER-rerun')
     parser.add_argument('--device', help='default that of the run; auto, cpu, cuda or cuda:N')
-    parser.set_defaults(run=lambda args: rerun(args.folder, args.work_dir, args.device) and None)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    processes = _report(Path(args.folder))['run']['processes']
+    if processes == 1 or 'WORLD_SIZE' in os.environ:
+        rerun(args.folder, args.work_dir, args.device)
+        return
+    from torch.distributed.run import main as torchrun
+    more = [f'--{name}={value}' for name, value in (('work-dir', args.work_dir), ('device', args.device)) if value]
+    torchrun(['--standalone', '--nproc-per-node', str(processes), '-m', 'workspace_lib.tools.cli', 'rerun',
+              args.folder, *more])
