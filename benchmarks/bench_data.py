@@ -199,8 +199,9 @@ def main() -> int:
         show('One image of 8 px: what the machinery costs', 'CPU us', figures, 'by hand')
         least = {name: min(values) for name, values in figures.items()}
         cost = least['pipeline'] - least['by hand']
-        print(f'over hand-written calls: {cost:+.2f} us, at most {MICROSECONDS_BOUND:g} are meant; with a seed of its own for '
-              f'each sample: {least["pipeline, seeded per sample"] - least["by hand"]:+.2f} us (least of the rounds)')
+        print(f'over hand-written calls: {cost:+.2f} us, at most {MICROSECONDS_BOUND:g} are meant; with a seed '
+              f'of its own for each sample: {least["pipeline, seeded per sample"] - least["by hand"]:+.2f} us '
+              '(least of the rounds)')
 
         folder = args.images or f'{temporary}/images'
         if not args.images:
