@@ -122,17 +122,6 @@ def test_a_run_counted_in_iterations_is_judged_too(said):
     assert len(said('WARNING')) == 1
 
 
-def test_where_the_gpu_is_watched_its_hook_judges(said):
-    class Monitor(Hook):
-        priority = 80
-
-        def after_train_iter(self, runner):
-            runner.log_buffer.update(dict(gpu_util=97.))
-
-    run(Times(0.6), Monitor(), LoaderWatchHook(), batches=20)
-    assert said('WARNING') == []
-
-
 def test_a_loader_that_does_not_tell_its_workers(said):
     model = Model()
     runner = EpochBasedRunner(model, torch.optim.SGD(model.parameters(), lr=0.1), logger=logging.getLogger(LOGGER),

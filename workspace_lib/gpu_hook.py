@@ -135,7 +135,7 @@ class LoaderWatchHook(Hook):
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
         done = runner.inner_iter + 1
-        if self.advised or done % _ENOUGH or 'gpu_util' in runner.log_buffer.values:
+        if self.advised or done % _ENOUGH:
             return
         count = _ENOUGH - (done == _ENOUGH)  # not the first batch of an epoch: it waits for the workers to start
         self.waited += runner.log_buffer.total('data_time', count)
@@ -143,7 +143,7 @@ class LoaderWatchHook(Hook):
         if self.elapsed < _SECONDS:
             return
         share, self.waited, self.elapsed = self.waited / self.elapsed, 0., 0.
-        if share >= _UNWATCHED:
+        if share >= _UNWATCHED and not any(isinstance(hook, GPUMonitorHook) and hook.sampler for hook in runner.hooks):
             self.advised = True
             runner.logger.warning('the loader is the limit: %.0f%% of the time goes into waiting for batches. %s',
                                   100 * share, _feed(getattr(runner.data_loader, 'num_workers', None)))
