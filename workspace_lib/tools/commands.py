@@ -61,7 +61,7 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
         device: default the config's, else ``auto``.
         options: overrides such as ``{'optimizer.lr': 0.01}``.
     """
-    given = dict(locals())
+    given = dict(locals())  # first of all: the folder tells how the run was started
     cfg = load_config(config, options)
     name = Path(str(cfg.filename)).stem if cfg.filename else 'config'
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
