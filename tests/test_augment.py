@@ -242,6 +242,7 @@ def rand(**settings):
     (lambda: rand(magnitude_std=None), ValueError, 'magnitude_std=None'),
     (lambda: rand(magnitude_std='unknown'), ValueError, "or 'inf'"),
     (lambda: rand(policies=[]), ValueError, 'a list of steps'),
+    (lambda: rand(magnitude_level=40), ValueError, r'magnitude_level is above total_level \(1\.33 times\)'),
     (lambda: rand(policies=['Invert']), TypeError, "dict with a type; got 'Invert'"),
     (lambda: rand(policies=[dict(magnitude=1)]), TypeError, 'dict with a type'),
     (lambda: rand(policies=[dict(type='Invrt')]), KeyError, 'nearest: Invert'),

@@ -764,6 +764,14 @@ def test_origin_of_keys_with_dots_and_unknown_keys(write):
         cfg.origin('a.x')
 
 
+def test_where_a_dictionary_was_set_and_that_an_override_changed_it(write):
+    cfg = load(write, 'a = dict(\n    b=dict(c=1),\n    d=dict(e=1))')
+    cfg.merge_from_dict({'a.b.c': 2})
+    cfg.merge_from_dict({'a.b.f': 3, 'a.d': dict(_delete_=True, g=1)})
+    assert where(cfg.a.b) == where(cfg.a, 'b') == 'a.b, set in c.py:2, in part by an override'
+    assert where(cfg.a.b, 'c') == 'a.b.c, set by an override' and where(cfg.a.d) == 'a.d, set by an override'
+
+
 def test_where(write):
     cfg = load(write, 'model = dict(\n    backbone=dict(\n        depth=50))\nl = [dict(n=1)]')
     cfg.merge_from_dict({'l.0.m': 1})

@@ -16,7 +16,7 @@ from torch import nn
 from workspace_lib import gpu_hook
 from workspace_lib.datasets import build_dataloader
 from workspace_lib.gpu import Card, Sample
-from workspace_lib.gpu_hook import GPUMonitorHook, advice, summary
+from workspace_lib.gpu_hook import GPUMonitorHook, LoaderWatchHook, advice, summary
 from workspace_lib.hooks import Hook, IterTimerHook, OptimizerHook
 from workspace_lib.log_hooks import LoggerHook, TextLoggerHook
 from workspace_lib.registry import HOOKS
@@ -317,6 +317,12 @@ def test_what_came_after_a_warning_does_not_count_in_the_next_epoch(fixed, warni
     nvml.answers['nvmlDeviceGetUtilizationRates', 'gpu0'] = [dict(gpu=38, memory=0)] * busy + [dict(gpu=96, memory=0)]
     run(Times(0.4), GPUMonitorHook(nvml=nvml), Entries(interval=2), batches=60, epochs=2)
     assert len(warnings()) == 1
+
+
+@pytest.mark.parametrize(('nvml', 'speaks'), [(of(97), False), (None, True)])
+def test_where_a_gpu_is_watched_the_times_alone_are_no_reason(fixed, warnings, nvml, speaks):
+    run(Times(0.6), LoaderWatchHook(), GPUMonitorHook(nvml=nvml), Entries(interval=100), batches=40)
+    assert bool(warnings()) == speaks
 
 
 def test_a_busy_gpu_is_no_reason_to_speak(fixed, warnings):

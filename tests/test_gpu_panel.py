@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from nvml_replay import NVMLError, Replay
 pytest.importorskip('matplotlib')
 
 from workspace_lib.tools import gpu_panel
-from workspace_lib.tools.gpu import look
+from workspace_lib.tools.gpu import Process, look
 from workspace_lib.tools.gpu_panel import GPUPanel, gpu_history, panel_html
 
 
@@ -31,6 +32,14 @@ def test_each_card_has_its_bars_and_numbers():
     assert widths[1:] == [f'{160 * 64_084 / 81_559:.0f}', f'{160 * 436 / 700:.0f}']
     assert 'clocks limited by: hardware slowdown, heat (hardware)' in first[-1].text
     assert [row[2].text for row in second.find('table')][2] == 'not told'
+
+
+def test_each_card_lists_its_processes_and_marks_the_notebooks_own():
+    when, (gpu, _) = looks(1)[0]
+    processes = (Process(7, 3 * 2**20, '<python> ' + 'x' * 99, True), Process(8, None, None, False))
+    shown = panel_html([(when, [replace(gpu, processes=processes)])])
+    assert '<div>process 7*: 3 MiB, &lt;python&gt; ' + 'x' * 51 + '</div><div>process 8: ? MiB, ?</div>' in shown
+    assert 'does not tell which processes' in panel_html([(when, [replace(gpu, processes=None)])])
 
 
 def test_the_history_is_drawn_in_words_too():

@@ -154,6 +154,13 @@ def test_settings_that_make_no_sense_are_named(config, error, text):
         BatchAugments(config)
 
 
+@pytest.mark.parametrize('shape', [(4, 3, 1, 1), (4, 3, 1, 50), (4, 3, 3, 1)])
+def test_an_image_that_is_too_small_to_cut_from_is_named(shape):
+    cut = BatchAugments(dict(CUTMIX, prob=1., cutmix_minmax=[.3, .6]))
+    with pytest.raises(ValueError, match=rf'{shape[2]} x {shape[3]} pixels.*cutmix_minmax'):
+        cut(torch.zeros(shape), torch.zeros(4, dtype=torch.int64), random.Random(0))
+
+
 def test_a_label_beyond_the_classes_names_the_setting():
     with pytest.raises(ValueError, match=r'outside 0\.\.2 .*num_classes in model.train_cfg.augments'):
         AUGMENTS.build(dict(MIXUP, num_classes=3))(*batch(), random.Random(0))

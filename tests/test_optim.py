@@ -292,6 +292,16 @@ def test_lamb_equals_mmclassification(options):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # their norm of all gradients is float32
 
 
+def test_lamb_without_a_limit_takes_gradients_as_they_are():
+    after = []
+    for limit in (None, 1e9):
+        p = nn.Parameter(torch.ones(3))
+        p.grad = torch.tensor([1e3, 2e3, 3e3])
+        OPTIMIZERS.get('Lamb')([p], max_grad_norm=limit).step()
+        after.append((p.tolist(), p.grad.tolist()))
+    assert after[0] == after[1] and after[0][1] == [1e3, 2e3, 3e3]
+
+
 def test_lamb_resumes_to_the_bit():
     def steps(model, optimizer, numbers):
         for number in numbers:

@@ -48,6 +48,22 @@ def test_a_run_counted_in_iterations(tmp_config):
     assert plot.figure.axes[0].get_xlabel() == 'iteration' and len(plot.table.rows) == 20
 
 
+def test_a_long_run_that_swings_is_drawn_as_its_envelope(tmp_config):
+    config = recipe(tmp_config, "dict(policy='cyclic', target_ratio=(2, 0.1), cyclic_times=300, step_ratio_up=0.5, "
+                                "by_epoch=False)", "dict(type='EpochBasedRunner', max_epochs=600)")
+    axes = lr_plot(config, iters_per_epoch=50).figure.axes[0]
+    high, low = (line.get_ydata() for line in axes.lines[:2])
+    assert len(high) == len(low) <= 2000
+    assert high.max() == pytest.approx(1.) and low.min() == pytest.approx(.05, rel=.02)
+    assert (high >= low).all() and len(axes.collections) == 1
+
+
+def test_many_epochs_have_no_marker_each(tmp_config):
+    axes = lr_plot(recipe(tmp_config, "dict(policy='CosineAnnealing', min_lr=0)",
+                          "dict(type='EpochBasedRunner', max_epochs=600)"), iters_per_epoch=2).figure.axes[0]
+    assert len(axes.lines[-1].get_xdata()) <= 60
+
+
 def test_no_schedule_is_a_constant_rate(tmp_config):
     assert set(curve(lr_plot(recipe(tmp_config, 'None'), iters_per_epoch=4))) == {.5}
 

@@ -22,6 +22,7 @@ from .device import Precision, describe_device, select_device
 from .dist import get_dist_info
 from .faults import CheckInvalidLossHook, StopSignalHook
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
+from .gpu_hook import LoaderWatchHook
 from .hooks import IterTimerHook, LrUpdaterHook, MomentumUpdaterHook, OptimizerHook
 from .iter_runner import IterBasedRunner as IterBasedRunner
 from .loops import EvalHook
@@ -274,6 +275,7 @@ def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int)
         runner.register_hook(HOOKS.build(cfg.checkpoint_config, default_args=dict(
             type='CheckpointHook', by_epoch=runner.by_epoch)))
     runner.register_hook(IterTimerHook())
+    runner.register_hook(LoaderWatchHook())
     runner.register_hook(log_hooks.ProgressBarHook())
     custom = cfg.get('custom_hooks') or []
     if not isinstance(custom, list | tuple):

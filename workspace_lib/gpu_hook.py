@@ -8,7 +8,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +20,9 @@ from .registry import HOOKS
 if TYPE_CHECKING:
     from .runner import EpochBasedRunner
 
-_ENOUGH = 10  # samples to judge by
+_ENOUGH = 10  # samples to judge by, and iterations
+_SECONDS = 2.  # to judge a loader by where no GPU is watched
+_UNWATCHED = 1 / 3  # of the time spent waiting: where no GPU is watched, less may be hidden, or gained by no worker
 _WAITING = 0.2  # of the time of an iteration: a loader that takes less is hidden behind the GPU's queue
 _BUSY = 80  # percent; a GPU above it has no fifth to gain
 _IDLE = 50  # percent; below it, with no loader to blame, the steps are too small
@@ -105,8 +106,8 @@ class GPUMonitorHook(Hook):
         # Not the first batch of an epoch: it waits for the workers to start.
         count -= runner.inner_iter + 1 == count
         self.samples += samples
-        self.waited += _last(runner, 'data_time', count)
-        self.elapsed += _last(runner, 'time', count)
+        self.waited += runner.log_buffer.total('data_time', count)
+        self.elapsed += runner.log_buffer.total('time', count)
         if len(self.samples) < _ENOUGH:
             return
         found = advice(self.samples, self.waited / self.elapsed if self.elapsed else None, runner.data_loader)
@@ -118,6 +119,34 @@ class GPUMonitorHook(Hook):
     def _forget(self) -> None:
         self.samples: list[Sample] = []
         self.waited = self.elapsed = 0.
+
+
+@HOOKS.register_module()
+class LoaderWatchHook(Hook):
+    """Says once a run when its loader holds it up, and what to change; part of every training.
+
+    Judges by ``IterTimerHook``'s times alone; where ``GPUMonitorHook`` watches a GPU, that one judges.
+    """
+
+    priority = 80
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        self.advised, self.waited, self.elapsed = False, 0., 0.
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        done = runner.inner_iter + 1
+        if self.advised or done % _ENOUGH:
+            return
+        count = _ENOUGH - (done == _ENOUGH)  # not the first batch of an epoch: it waits for the workers to start
+        self.waited += runner.log_buffer.total('data_time', count)
+        self.elapsed += runner.log_buffer.total('time', count)
+        if self.elapsed < _SECONDS:
+            return
+        share, self.waited, self.elapsed = self.waited / self.elapsed, 0., 0.
+        if share >= _UNWATCHED and not any(isinstance(hook, GPUMonitorHook) and hook.sampler for hook in runner.hooks):
+            self.advised = True
+            runner.logger.warning('the loader is the limit: %.0f%% of the time goes into waiting for batches. %s',
+                                  100 * share, _feed(getattr(runner.data_loader, 'num_workers', None)))
 
 
 def _card(nvml: Any, device: torch.device) -> Card:
@@ -137,10 +166,6 @@ def _handle(nvml: Any, device: torch.device) -> Any:
         return nvml.nvmlDeviceGetHandleByUUID(f'GPU-{uuid}')
     except nvml.NVMLError:  # a part of a card
         return nvml.nvmlDeviceGetHandleByUUID(f'MIG-{uuid}')
-
-
-def _last(runner: EpochBasedRunner, name: str, count: int) -> float:
-    return sum(value for value, _ in islice(reversed(runner.log_buffer.values.get(name, ())), count))
 
 
 _NAMES = ('gpu_util', 'gpu_memory', 'gpu_power', 'gpu_temperature', 'gpu_held_back')

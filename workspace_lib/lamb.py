@@ -4,6 +4,7 @@ In: parameters with gradients. Out: the parameters, a step further.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,14 +21,14 @@ class Lamb(torch.optim.Optimizer):
     Args:
         bias_correction: divide the moments by what their start at zero makes them too small.
         grad_averaging: weigh a gradient with 1 - beta1 in the first moment; else with 1.
-        max_grad_norm: gradients of a larger norm, over all parameters, are scaled down to it, in place.
+        max_grad_norm: gradients of a larger norm, over all parameters, are scaled down to it, in place; None: never.
         trust_clip: never scale a step up.
         always_adapt: scale the steps of parameters without weight decay, too.
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, bias_correction: bool = True,
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.01,
-                 grad_averaging: bool = True, max_grad_norm: float = 1.0, trust_clip: bool = False,
+                 grad_averaging: bool = True, max_grad_norm: float | None = 1.0, trust_clip: bool = False,
                  always_adapt: bool = False) -> None:
         super().__init__(params, dict(
             lr=lr, bias_correction=bias_correction, betas=betas, eps=eps, weight_decay=weight_decay,
@@ -45,7 +46,8 @@ class Lamb(torch.optim.Optimizer):
         if any(grad.is_sparse for grad in grads):
             raise RuntimeError('Lamb does not take sparse gradients; SparseAdam does')
         # A tensor, so that no step waits for the GPU.
-        excess = (torch.nn.utils.get_total_norm(grads) / self.defaults['max_grad_norm']).clamp(min=1.0)
+        limit = self.defaults['max_grad_norm']
+        excess = (torch.nn.utils.get_total_norm(grads) / (math.inf if limit is None else limit)).clamp(min=1.0)
         for group in self.param_groups:
             group['step'] = group.get('step', 0) + 1
             for p in group['params']:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +91,10 @@ class LogBuffer:
         """Samples behind the last `n` values of a name."""
         return sum(count for _, count in list(self.values.get(name, ()))[-n:])
 
+    def total(self, name: str, n: int) -> float:
+        """The sum of the last `n` values of a name."""
+        return sum(value for value, _ in islice(reversed(self.values.get(name, ())), n))
+
     def clear(self) -> None:
         self.values.clear()
 
@@ -145,14 +151,20 @@ class LoggerHook(Hook):
         if averages.get('time'):
             samples = runner.log_buffer.count('loss', n) * runner.world_size
             entry['images_per_second'] = samples / (averages['time'] * n)
-        if runner.precision.device.type == 'cuda':
-            entry['memory'] = torch.cuda.max_memory_allocated(runner.precision.device) // 2**20  # MiB
+        entry['memory'] = _peak_memory(runner.precision.device)
         return entry
 
     def seconds_left(self, runner: EpochBasedRunner) -> float:
         """From the mean time of an iteration since the start of this run, evaluations and checkpoints included."""
         done = runner.iter + 1 - self.first_iter
         return (time.perf_counter() - self.run_start) / done * (runner.max_iters - runner.iter - 1)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """MiB: the most that torch held on a GPU, else the most that this process held."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
 
 
 @HOOKS.register_module()
@@ -198,7 +210,13 @@ def _listed(value: Any) -> Any:
 
 @HOOKS.register_module()
 class TensorboardLoggerHook(LoggerHook):
-    """Scalars for TensorBoard in ``<work_dir>/tf_logs`` (``tensorboard --logdir``), by global iteration."""
+    """For TensorBoard, in ``<work_dir>/tf_logs``: scalars by global iteration, the first batch, the config, pictures.
+
+    ``pictures(dataset, results)`` draws an evaluation: uint8 RGB (H, W, 3) by name. ``workspace train`` sets it to
+    ``tools.eval_pictures.evaluation_pictures``: confusion matrix and worst mistakes.
+    """
+
+    pictures: Callable[[Any, Any], dict[str, Any]] | None = None
 
     def before_run(self, runner: EpochBasedRunner) -> None:
         super().before_run(runner)
@@ -211,17 +229,47 @@ class TensorboardLoggerHook(LoggerHook):
             raise ImportError('TensorboardLoggerHook needs the package tensorboard: pip install tensorboard, '
                               'or drop it from log_config.hooks') from error
         self.writer = SummaryWriter(str(runner.work_dir / 'tf_logs'))
+        if 'config' in runner.meta:
+            self.writer.add_text('config', f'```python\n{runner.meta["config"]}\n```')
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        if runner.iter == self.first_iter and self.writer is not None:
+            img = runner.data_batch.get('img')
+            if isinstance(img, torch.Tensor) and img.ndim == 4 and img.shape[1] in (1, 3):
+                self.writer.add_images('train/first batch', _in_colour(img[:16], runner.data_loader),
+                                       runner._done)
+        super().after_train_iter(runner)
+
+    def draw(self, runner: EpochBasedRunner, dataset: Any, results: Any) -> None:
+        """Write `pictures` of an evaluation; one that fails must not end a training."""
+        if self.writer is None or self.pictures is None:
+            return
+        try:
+            for name, picture in self.pictures(dataset, results).items():
+                self.writer.add_image(f'val/{name}', picture, runner._done, dataformats='HWC')
+        except Exception as error:
+            runner.logger.warning('TensorBoard lacks pictures of this evaluation: %s: %s', type(error).__name__, error)
 
     def write(self, runner: EpochBasedRunner, entry: dict[str, Any]) -> None:
         if self.writer is None:
             return
         for key, value in entry.items():
             if key not in ('mode', 'epoch', 'iter') and isinstance(value, int | float):
-                self.writer.add_scalar(f'{entry["mode"]}/{key}', value, runner.iter + 1)
+                self.writer.add_scalar(f'{entry["mode"]}/{key}', value, runner._done)
 
     def after_run(self, runner: EpochBasedRunner) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def _in_colour(img: torch.Tensor, loader: Any) -> torch.Tensor:
+    """A batch as the model gets it (N, C, H, W), as RGB in 0..1; stretched where it was normalised image by image."""
+    img, norm = img.detach().float().cpu(), getattr(getattr(loader, 'device_stage', None), 'normalize', None)
+    if norm is None:
+        return (img - img.amin()) / (img.amax() - img.amin()).clamp(min=1e-6)
+    mean, std = (torch.from_numpy(value).view(-1, 1, 1) for value in (norm.mean, norm.std))
+    img = (img * std + mean).div(255).clamp(0, 1)
+    return img if norm.to_rgb else img.flip(1)
 
 
 @HOOKS.register_module()

@@ -170,7 +170,8 @@ class EvalHook(Hook):
         metrics = from_main(None if results is None else self.dataloader.dataset.evaluate(
             results, logger=runner.logger, **self.eval_kwargs))
         iteration = len(self.dataloader) if runner.by_epoch else runner.iter + 1
-        runner.publish(dict(mode='val', epoch=runner.epoch + 1, iter=iteration, **metrics))
+        runner.publish(dict(mode='val', epoch=runner.epoch + 1, iter=iteration, **metrics),
+                       self.dataloader.dataset, results)
         if self.save_best is not None:
             self._keep_best(runner, metrics, moment)
 

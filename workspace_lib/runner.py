@@ -367,11 +367,13 @@ class EpochBasedRunner:
             ckpt.save_checkpoint(self.model, folder / name, self.optimizer if save_optimizer else None,
                                  {**self.meta, **done, **(meta or {})}, **extra)
 
-    def publish(self, entry: dict[str, Any]) -> None:
-        """Hand results that are not per-iteration averages (an evaluation's) to every hook that writes logs."""
+    def publish(self, entry: dict[str, Any], dataset: Any = None, results: Any = None) -> None:
+        """Hand an evaluation's metrics to every hook that writes logs, and what they are of to those that draw it."""
         for hook in self.hooks:
             if hasattr(hook, 'write'):
                 hook.write(self, entry)
+            if hasattr(hook, 'draw') and results is not None:
+                hook.draw(self, dataset, results)
 
     def remove_checkpoint(self, path: str) -> None:
         """Delete one, unless a link of the run points at it or it is gone already."""

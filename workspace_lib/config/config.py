@@ -186,6 +186,9 @@ def where(node: Any, key: Any = None) -> str:
     if not path:
         return ''
     origin = history.origin(path, value)
+    if isinstance(value, dict) and history.in_part(path):
+        first = next((old for old in origin.overrides if old.file != OVERRIDE), origin)
+        return f'{".".join(map(str, path))}, set in {first}, in part by an override'
     place = {CODE: 'in code', OVERRIDE: 'by an override'}.get(origin.file, f'in {origin}')
     return f'{".".join(map(str, path))}, set {place}'
 

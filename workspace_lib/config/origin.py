@@ -59,6 +59,11 @@ class History:
         step = self._step(path)
         return len(step[2]) if step and isinstance(step[2], dict | list | tuple) else -1
 
+    def in_part(self, path: Path) -> bool:
+        """Whether an override changed items of the dictionary at `path`, which stood there before."""
+        node = (self._step(path) or [None])[0]
+        return node is not None and node.place[0] == OVERRIDE and node.old is not None and not node.replaces
+
     def _step(self, path: Path) -> tuple[Node, Node | None, Any] | None:
         """Node, overridden node and value at `path` after loading; None if there was nothing."""
         node, old, value = self._root, None, self.values

@@ -126,7 +126,13 @@ class _Policy:
             raise ValueError(f'RandAugment got magnitude_range={ends!r} for the {self.key} of {config["type"]}; it '
                              'takes two numbers, the values at level 0 and at total_level')
         self.ends = ends or (0, 0)
-        self.fixed = _build_step(config, {} if self.key is None else {self.key: self.magnitude(share)})
+        try:
+            self.fixed = _build_step(config, {} if self.key is None else {self.key: self.magnitude(share)})
+        except ValueError as error:
+            if share > 1:
+                raise ValueError(f'{error}; RandAugment\'s magnitude_level is above total_level ({share:.3g} times), '
+                                 'which goes beyond magnitude_range') from error
+            raise
         self.settings = {key: value for key, value in config.items() if key != 'type'}
 
     def magnitude(self, share: float) -> float:

@@ -30,8 +30,8 @@ from .wrappers import leaves, locate
 _log = logging.getLogger(__name__)
 SHARED_MEMORY = '/dev/shm'  # through which workers hand over their batches
 _WHY_WORKERS_DIE = ('Killed: look for the out-of-memory killer in dmesg, and lower data.workers_per_gpu. Bus error: '
-                    '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the file '
-                    '(workspace verify_dataset)')
+                    '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the '
+                    'file (workspace verify_dataset)')
 Batch = dict[str, Any]
 Broken = dict[tuple[int, int], str]  # (which of the leaves, index): reason
 

@@ -71,6 +71,9 @@ class BatchCutMix(BatchMixup):
         """The rectangle; with `lam`'s area it may lie partly outside, and is cut off there."""
         if self.cutmix_minmax is not None:
             least, most = self.cutmix_minmax
+            if int(min(height, width) * least) == int(min(height, width) * most):
+                raise ValueError(f'images of {height} x {width} pixels are too small for a rectangle of '
+                                 f'cutmix_minmax={self.cutmix_minmax}')
             h, w = (rng.randrange(int(side * least), int(side * most)) for side in (height, width))
             top, left = rng.randrange(height - h), rng.randrange(width - w)
             return top, top + h, left, left + w

@@ -19,6 +19,7 @@ _PLAIN_ERRORS = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportE
 COMMANDS: dict[str, list[tuple[str, str, str]]] = {
     'run': [
         ('train', 'main_commands:add_train', 'train a classifier'),
+        ('rerun', 'rerun', 'repeat a run from its folder, and name what is not as it was'),
         ('test', 'main_commands:add_test', 'evaluate a checkpoint on the test set'),
         ('infer image_demo', 'main_commands:add_infer', 'classify one image'),
         ('gpu', 'gpu', 'what every GPU does, who uses it, what holds it back'),

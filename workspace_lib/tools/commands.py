@@ -41,11 +41,14 @@ from ..recipes import load_config
 from ..runner import EpochBasedRunner
 from . import launch
 from .arguments import checked_output
+from .eval_pictures import show_evaluations
 from .recovery import memory_explained, newest
-from .versions import collect_versions
+from .versions import collect_run, collect_versions, uncommitted_changes
 
 logger = logging.getLogger(__name__)
 
+#: Arguments of `train` that its config holds once it began.
+_IN_CONFIG = ('config', 'work_dir', 'resume_from', 'load_from', 'seed', 'options')
 OUT_ITEMS = ('class_scores', 'pred_score', 'pred_label', 'pred_class')
 
 
@@ -66,6 +69,7 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
         launcher: what started this process as one of several: pytorch, slurm or mpi; None sees torchrun by itself.
         auto_scale_lr: the learning rate grows with the batch, see ``launch.scale_lr``.
     """
+    given = dict(locals())  # first of all: the folder tells how the run was started
     cfg = load_config(config, options)
     name = Path(str(cfg.filename)).stem if cfg.filename else 'config'
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
@@ -96,9 +100,11 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     model.CLASSES = datasets[0].CLASSES
     runner, loaders = build_training(model, datasets, cfg, validate, chosen, dict(
         seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
+    show_evaluations(runner)
     runner.timestamp = from_main(runner.timestamp)
+    given['device'] = str(device or cfg.get('device') or chosen.type)
     if rank == 0:
-        _start_folder(cfg, name, runner.timestamp)
+        _start_folder(cfg, name, runner.timestamp, given)
     launch.scale_lr(runner, cfg)
     with memory_explained(runner):
         run_training(runner, loaders, cfg)
@@ -149,13 +155,20 @@ def _datasets_of_workflow(cfg: Config) -> list[Any]:
     return datasets
 
 
-def _start_folder(cfg: Config, name: str, stamp: str) -> None:
+def _start_folder(cfg: Config, name: str, stamp: str, given: dict[str, Any]) -> None:
+    """All that `rerun` needs: the config with seed and overrides, the other arguments of `train`, what ran them."""
     folder = Path(cfg.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     get_root_logger(folder / f'{stamp}.log', cfg.get('log_level', 'INFO'))
     cfg.dump(str(folder / f'{name}.py'))
     versions = collect_versions()
-    write_whole(folder / 'report.json', json.dumps(versions, indent=2) + '\n')
+    arguments = {key: value for key, value in given.items() if key not in _IN_CONFIG}
+    run = collect_run(f'{name}.py', arguments, cfg.resume_from or cfg.load_from)
+    write_whole(folder / 'report.json', json.dumps({**versions, 'run': run}, indent=2) + '\n')
+    if patch := uncommitted_changes():
+        write_whole(folder / 'uncommitted.patch', patch)
+    else:  # a run that is resumed may have left one
+        (folder / 'uncommitted.patch').unlink(missing_ok=True)
     logger.info('seed %d; %s', cfg.seed, ', '.join(f'{key} {value}' for key, value in versions.items() if value))
 
 

@@ -20,6 +20,7 @@ from .plots import BLUE, GREY, STYLE, VERMILLION, Plot
 from .table import Table
 
 _WIDTH, _HEIGHT = 160, 28  # pixels of a bar, of a history
+_COMMAND = 60  # characters of a process's command line
 #: Neighbours differ in colour (Okabe and Ito's) and in stroke; no two of eight share both.
 _LINES: list[dict[str, Any]] = [
     dict(color=color, linestyle=stroke) for color, stroke in zip(
@@ -48,7 +49,16 @@ def _card_html(gpu: Gpu, busy: list[int | None]) -> str:
             f'clocks limited by: {", ".join(sample.reasons)}' if sample.reasons else '', gpu.problem or '']
     title = html.escape(f'GPU {gpu.index}: {gpu.name or "unknown"}')
     return (f'<div style="margin:0 0 1em"><b>{title}</b><table>{"".join(rows)}</table>{_history_svg(busy)}'
-            f'<div>{html.escape(", ".join(filter(None, told)))}</div></div>')
+            f'{_processes_html(gpu)}<div>{html.escape(", ".join(filter(None, told)))}</div></div>')
+
+
+def _processes_html(gpu: Gpu) -> str:
+    """A line for each process on the card; the start of its command, and a star at this notebook's own."""
+    if gpu.processes is None:
+        return '<div>the driver does not tell which processes use it</div>'
+    lines = [f'{one.pid}{"*" * one.own}: {"?" if one.memory is None else f"{one.memory // 2**20:,}"} MiB, '
+             f'{(one.command or "?")[:_COMMAND]}' for one in gpu.processes]
+    return ''.join(f'<div>process {html.escape(line)}</div>' for line in lines)
 
 
 def _over(value: int | None, unit: int) -> int | None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..datasets import Pipeline
@@ -58,6 +59,14 @@ class Plot:
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format='webp', dpi=dpi, pil_kwargs=dict(quality=90))
         return buffer.getvalue()
+
+    def pixels(self, dpi: int = 80) -> np.ndarray:
+        """The picture as uint8 RGB (H, W, 3)."""
+        with mpl.rc_context(STYLE):
+            self.figure.set_dpi(dpi)
+            canvas = FigureCanvasAgg(self.figure)
+            canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3]
 
     def svg(self) -> str:
         """An `<svg>` element whose black is the page's text colour, so that it reads on dark paper as well."""

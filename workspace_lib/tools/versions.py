@@ -1,6 +1,7 @@
 """What ran: versions of everything that can change a result, for ``report.json`` beside a run and in a report."""
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..dist import get_dist_info
 
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'simplejpeg', 'timm', 'mmcv', 'mmcv-full',
             'mmcls', 'jupyterlab')
@@ -24,7 +26,33 @@ def collect_versions() -> dict[str, Any]:
             **{name: _version(name) for name in PACKAGES},
             'cuda': torch.version.cuda if gpus else None,
             'cudnn': torch.backends.cudnn.version() if gpus else None,
-            'gpus': ', '.join(gpus) or None, 'system': platform.platform(), 'cores': os.cpu_count()}
+            'gpus': ', '.join(gpus) or None, 'cpu': torch.backends.cpu.get_cpu_capability(),
+            'system': platform.platform(), 'cores': os.cpu_count()}
+
+
+def collect_run(config: str, arguments: dict[str, Any], weights: str | None = None) -> dict[str, Any]:
+    """What ``workspace rerun`` needs besides config and versions.
+
+    Args:
+        config: the name of the dumped config in the run's folder.
+        arguments: of ``commands.train``, those that the dumped config does not hold.
+        weights: the checkpoint that the run begins with; of a file, the report keeps the SHA-256.
+    """
+    return dict(config=config, arguments=arguments, folder=os.getcwd(), threads=torch.get_num_threads(),
+                processes=get_dist_info()[1], weights=weights, weights_sha256=sha256(weights))
+
+
+def sha256(file: str | None) -> str | None:
+    """Of a file on this machine; None for none, and for a name or an address."""
+    if file is None or not Path(file).is_file():
+        return None
+    with open(file, 'rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def uncommitted_changes() -> str:
+    """What the checkout's files have beyond its commit, as a patch; new files that git does not know are not in it."""
+    return _git('diff', 'HEAD', '--binary') or ''
 
 
 def _version(package: str) -> str | None:
@@ -36,12 +64,15 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The checkout's commit, with a plus sign if files differ from it; None for an installed package."""
+    return (_git('describe', '--always', '--dirty=+', '--abbrev=12') or '').strip() or None
+
+
+def _git(*words: str) -> str | None:
     root = Path(__file__).parents[2]
     if not (root / '.git').exists():
         return None
     try:
-        described = subprocess.run(['git', '-C', str(root), 'describe', '--always', '--dirty=+', '--abbrev=12'],
-                                   capture_output=True, text=True, timeout=10)
+        return subprocess.run(['git', '-C', str(root), *words], capture_output=True, text=True, timeout=10,
+                              errors='replace').stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return described.stdout.strip() or None

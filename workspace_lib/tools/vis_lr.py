@@ -22,6 +22,7 @@ from .plots import BLUE, VERMILLION, Plot, styled
 from .table import Table
 
 _MARKS = 20  # rows and markers of a run that is counted in iterations
+_MOST_MARKS, _POINTS = 60, 2000  # what a picture has room for
 
 
 @styled
@@ -80,8 +81,9 @@ def _drawn(curves: dict[str, np.ndarray], starts: range, per_epoch: int, name: s
     x = np.arange(len(rates)) / (per_epoch or 1)
     for axes, (key, y), colour in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves.items(),
                                       (BLUE, VERMILLION), strict=False):
-        axes.plot(x, y, color=colour)
-        axes.plot(x[list(starts)], y[list(starts)], 'o', color=colour, markersize=4)
+        _draw(axes, x, y, colour)
+        marks = list(starts)[::math.ceil(len(starts) / _MOST_MARKS)]
+        axes.plot(x[marks], y[marks], 'o', color=colour, markersize=4)
         axes.set(xlabel='epoch' if per_epoch else 'iteration', ylabel=dict(lr='learning rate').get(key, key),
                  ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -94,6 +96,18 @@ def _drawn(curves: dict[str, np.ndarray], starts: range, per_epoch: int, name: s
     unit = f'{len(starts)} epochs of {per_epoch:,} iterations' if per_epoch else f'{len(rates):,} iterations'
     return Plot(figure, f'Learning rate of {name} over {unit}: from {rates[0]:.3g}, at most {rates.max():.3g}, to '
                 f'{rates[-1]:.3g}.', Table(('epoch' if per_epoch else 'part', 'first iteration', *columns), rows))
+
+
+def _draw(axes: Any, x: np.ndarray, y: np.ndarray, colour: str) -> None:
+    """The curve; one of more points than a picture shows as the highest and the lowest of each few."""
+    if len(y) <= _POINTS:
+        axes.plot(x, y, color=colour)
+        return
+    parts = np.linspace(0, len(y), _POINTS, endpoint=False).astype(int)
+    high, low = np.maximum.reduceat(y, parts), np.minimum.reduceat(y, parts)
+    axes.plot(x[parts], high, color=colour)
+    axes.plot(x[parts], low, color=colour)
+    axes.fill_between(x[parts], low, high, color=colour, alpha=0.3, linewidth=0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
