@@ -181,10 +181,11 @@ def header_text(found: Mapping[str, Any]) -> str:
 def section_text(section: Mapping[str, Any]) -> str:
     width = max(30, *(len(name) + 2 for name in section['rows']))
     over = f'over {section["base"]}'
-    lines = [section['title'], f'{"":{width}}{section["unit"]:>14}{"least":>11}{"most":>11}{over:>24}']
+    last = max(24, len(over) + 2)
+    lines = [section['title'], f'{"":{width}}{section["unit"]:>14}{"least":>11}{"most":>11}{over:>{last}}']
     for name, row in section['rows'].items():
         over = '' if row['ratio'] is None else f'{row["ratio"]:.3f}'
-        lines.append(f'{name:{width}}{row["median"]:14.4g}{row["least"]:11.4g}{row["most"]:11.4g}{over:>24}')
+        lines.append(f'{name:{width}}{row["median"]:14.4g}{row["least"]:11.4g}{row["most"]:11.4g}{over:>{last}}')
     return '\n'.join(lines)
 
 
@@ -206,7 +207,7 @@ def write_readme(folder: Path | str = RESULTS) -> Path:
         lines += [f'\n{name} did not take part: {reason}' for name, reason in found['missing'].items()]
         for section in found['sections']:
             lines += ['', f'### {section["title"]}', '',
-                      f'| | {section["unit"]} | least | most | over {section["base"]} |', '| --- | --- | --- | --- | --- |']
+                      f'| | {section["unit"]} | least | most | over {section["base"]} |', '| --- ' * 5 + '|']
             lines += [f'| {name} | {row["median"]:.4g} | {row["least"]:.4g} | {row["most"]:.4g} | '
                       f'{"" if row["ratio"] is None else format(row["ratio"], ".3f")} |'
                       for name, row in section['rows'].items()]

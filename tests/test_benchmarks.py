@@ -1,0 +1,93 @@
+"""The benchmarks run, at toy size: what their files say, not how fast anything is."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = [pytest.mark.skipif(not (ROOT / 'benchmarks').is_dir(), reason='not a checkout: no benchmarks'),
+              pytest.mark.timeout(400)]
+
+
+def ran(script: str, *words: str) -> str:
+    done = subprocess.run([sys.executable, str(ROOT / 'benchmarks' / script), *words], capture_output=True, text=True,
+                          cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def check(path: Path) -> dict:
+    """The structure that every result has."""
+    found = json.loads(path.read_text())
+    assert {'cpu', 'cores', 'load'} <= set(found['machine']) and {'torch', 'commit', 'python'} <= set(found['versions'])
+    assert found['sections'] and found['rounds'] >= 1 and 'bench_' in found['command']
+    for section in found['sections']:
+        assert section['base'] in section['rows']
+        for row in section['rows'].values():
+            assert row['least'] <= row['median'] <= row['most'] and row['runs']
+    for aim in found['aims']:
+        assert (aim['met'] is None) == (aim['figure'] is None)
+        assert aim['figure'] is not None or aim['reason']
+    return found
+
+
+def rows(found: dict, title: str) -> set[str]:
+    return set(next(section['rows'] for section in found['sections'] if section['title'].startswith(title)))
+
+
+def test_image_and_loader_and_the_readme_of_both(tmp_path):
+    said = ran('run.py', '--quick', '--only', 'image', 'loader', '--out', str(tmp_path))
+    image, loader = check(tmp_path / 'image.json'), check(tmp_path / 'loader.json')
+    assert {name.partition(':')[0] for name in rows(image, 'One image to a training crop of 224 px, uint8')} >= {
+        'anchor', 'by hand', 'ours'}
+    assert rows(loader, 'Loaders, all') == {'ours', 'torchvision v2 float32'}
+    assert any(name.startswith('anchor') for name in rows(loader, 'Loaders, batches of uint8'))
+    aims = {aim['what']: aim for aim in loader['aims']}
+    assert aims['loader, CPU an image: torchvision v2 float32 over ours']['figure'] > 0
+    assert aims['loader, CPU an image: FFCV jpg over ours']['met'] is None
+    readme = (tmp_path / 'README.md').read_text()
+    assert all(aim['what'] in readme for found in (image, loader) for aim in found['aims'])
+    assert (tmp_path / 'image.png').is_file() and 'README.md' in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['scale', 'config', 'test_loop', 'train_loop', 'monitor'])
+def test_the_other_benchmarks(tmp_path, name):
+    ran('run.py', '--quick', '--only', name, '--out', str(tmp_path))
+    check(tmp_path / f'{name}.json')
+
+
+def test_a_contestant_that_is_not_installed_is_named_with_the_way_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    import contestants
+    monkeypatch.setattr(contestants, 'BENCH', tmp_path)
+    with pytest.raises(contestants.Absent, match='not installed.*make_peers.sh'):
+        contestants.Contestant('FFCV jpg', str(tmp_path), 4, 1)
+    (tmp_path / 'bin').mkdir()
+    (tmp_path / 'bin' / 'python').symlink_to(sys.executable)
+    (tmp_path / 'missing.txt').write_text('ffcv\tno opencv4\n')
+    with pytest.raises(contestants.Absent, match='no opencv4'):
+        contestants.Contestant('FFCV jpg', str(tmp_path), 4, 1)
+
+
+def test_a_contestant_that_breaks_is_absent_with_what_it_said(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    import contestants
+    with pytest.raises(contestants.Absent, match='does not run: .*nowhere'):
+        contestants.Contestant('ours', str(tmp_path / 'nowhere'), 4, 1)
+
+
+def test_without_a_compiler_the_anchor_is_a_stand_in_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    import anchor
+    import cv2
+    import numpy as np
+    path = str(tmp_path / 'x.jpg')
+    cv2.imwrite(path, np.zeros((8, 8, 3), np.uint8))
+    found, reason = anchor.anchors([path], compiler='no-such-cc')
+    assert [*found] == [anchor.STAND_IN] and 'no-such-cc' in reason
+    assert found[anchor.STAND_IN]() > 0
