@@ -164,8 +164,8 @@ class Results:
                            BLUE if name.startswith('ours') else GREY for name in names]
                 axes.barh(names, medians, xerr=spread, color=colours, hatch=[
                     '//' if colour == VERMILLION else '' for colour in colours], error_kw=dict(lw=1, capsize=3))
-                axes.bar_label(axes.containers[-1], [f' {value:.3g}' for value in medians], label_type='center',
-                               color='white', fontsize=9)
+                axes.bar_label(axes.containers[-1], [f'{value:.3g}' for value in medians], padding=6, fontsize=9)
+                axes.margins(x=0.12)
                 axes.invert_yaxis()
                 axes.set(title=section['title'], xlabel=section['unit'])
             path = self.path.with_suffix('.png')

@@ -29,6 +29,7 @@ COMMANDS: dict[str, list[tuple[str, str, str]]] = {
         ('verify_dataset', 'verify_dataset', 'decode every file, list what is broken, missing or odd'),
         ('vis_pipeline', 'vis_pipeline', 'draw real samples after each step of their pipeline'),
         ('vis_lr', 'vis_lr', 'draw the learning rate of a whole run'),
+        ('profile', 'profile', "where a step's time goes, what limits it, which key to change"),
     ],
     'after a training': [
         ('analyze_logs', 'analyze_logs', 'learning curves and iteration times of several runs'),
