@@ -99,23 +99,30 @@ class Results:
             'versions': versions(), 'sections': [], 'aims': [], 'missing': {}}
 
     def section(self, title: str, unit: str, figures: Mapping[str, Sequence[float]], base: str) -> None:
-        """Add a table of contestants: median, least and most of their figures, and the median's ratio to `base`."""
+        """Add a table of contestants: median, least and most of their figures, and the median's ratio to `base`.
+
+        A later one of the same title takes its place, with more in it.
+        """
         below = statistics.median(figures[base])
         rows = {name: dict(median=statistics.median(runs), least=min(runs), most=max(runs), runs=list(runs),
                            ratio=statistics.median(runs) / below if below else None)
                 for name, runs in figures.items() if runs}
-        self.content['sections'].append(dict(title=title, unit=unit, base=base, rows=rows))
-        print(f'\n{section_text(self.content["sections"][-1])}', flush=True)
+        made = dict(title=title, unit=unit, base=base, rows=rows)
+        others = [section for section in self.content['sections'] if section['title'] != title]
+        self.content['sections'] = [*others, made]
+        print(f'\n{section_text(made)}', flush=True)
         self.write()
 
-    def aim(self, what: str, figure: float | None, bound: str, unit: str = '', reason: str = '') -> None:
-        """Set a figure beside its aim, `'>= 2'` or `'<= 0.03'`; None, with the reason, where it was not measured."""
+    def aim(self, what: str, figure: float | None, bound: str, unit: str = '', reason: str = '',
+            note: str = '') -> None:
+        """Set a figure beside its aim, `'>= 2'` or `'<= 0.03'`; None where it was not measured, for this `reason`."""
         sign, _, number = bound.partition(' ')
         if sign not in ('>=', '<='):
             raise ValueError(f'an aim of {bound!r} for {what!r}: write it as >= or <=, a blank and a number')
         limit = float(number)
         met = None if figure is None else figure >= limit if sign == '>=' else figure <= limit
-        self.content['aims'].append(dict(what=what, aim=bound, unit=unit, figure=figure, met=met, reason=reason))
+        self.content['aims'].append(dict(what=what, aim=bound, unit=unit, figure=figure, met=met,
+                                         reason=reason if met is None else '', note=note))
         print(aim_text(self.content['aims'][-1]), flush=True)
         self.write()
 
@@ -193,7 +200,8 @@ def aim_text(aim: Mapping[str, Any]) -> str:
     if aim['met'] is None:
         return f'{aim["what"]:70} aim {aim["aim"]:8} not measured: {aim["reason"]}'
     verdict = 'met' if aim['met'] else 'MISSED'
-    return f'{aim["what"]:70} aim {aim["aim"]:8} {aim["figure"]:.3g} {aim["unit"]}'.rstrip() + f'  {verdict}'
+    why = f' ({aim["note"]})' if aim['note'] else ''
+    return f'{aim["what"]:70} aim {aim["aim"]:8} {aim["figure"]:.3g} {aim["unit"]}'.rstrip() + f'  {verdict}{why}'
 
 
 def write_readme(folder: Path | str = RESULTS) -> Path:

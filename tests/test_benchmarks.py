@@ -91,3 +91,68 @@ def test_without_a_compiler_the_anchor_is_a_stand_in_and_says_so(tmp_path, monke
     found, reason = anchor.anchors([path], compiler='no-such-cc')
     assert [*found] == [anchor.STAND_IN] and 'no-such-cc' in reason
     assert found[anchor.STAND_IN]() > 0
+
+
+@pytest.mark.parametrize('part', ['cifar10', pytest.param('speed', marks=pytest.mark.slow),
+                                  pytest.param('fed', marks=pytest.mark.slow),
+                                  pytest.param('sweep', marks=pytest.mark.slow)])
+def test_the_gpu_benchmark_runs_on_a_cpu_at_toy_size(tmp_path, part):
+    ran('bench_gpu.py', '--device', 'cpu', '--toy', '--part', part, '--out', str(tmp_path))
+    found = check(tmp_path / f'gpu_{part}.json')
+    assert found['device'] == 'CPU' and found['toy']
+    if part == 'speed':
+        assert rows(found, 'ResNet-18') == {'ours: bf16, NHWC, compile', 'torchvision eager', 'timm eager'}
+        assert all(aim['met'] is None and 'H200' in aim['reason'] for aim in found['aims'])  # a CPU meets no such aim
+    if part == 'sweep':
+        assert len(rows(found, 'ResNet-18')) == 8
+
+
+class TestGpuParts:
+    """The parts are processes: what ends one leaves the others, and what it measured."""
+
+    @pytest.fixture
+    def bench_gpu(self, monkeypatch):
+        monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+        import bench_gpu
+        return bench_gpu
+
+    def run(self, bench_gpu, monkeypatch, tmp_path, answer):
+        calls = []
+
+        def stand_in(words, **options):
+            calls.append((words, options))
+            return answer(words, options)
+
+        monkeypatch.setattr(bench_gpu.subprocess, 'run', stand_in)
+        monkeypatch.setattr(bench_gpu, 'write_readme', lambda folder: folder)
+        monkeypatch.setattr(sys, 'argv', ['bench_gpu.py', '--device', 'cpu', '--toy', '--out', str(tmp_path)])
+        return calls
+
+    def test_all_parts_together_end_within_ten_minutes(self, bench_gpu, monkeypatch, tmp_path):
+        calls = self.run(bench_gpu, monkeypatch, tmp_path,
+                         lambda words, options: subprocess.CompletedProcess(words, 0))
+        bench_gpu.main()
+        assert len(calls) == len(bench_gpu.PARTS)
+        assert sum(options['timeout'] for _, options in calls) < 600
+
+    def test_a_part_that_hangs_or_crashes_is_named_and_the_others_run(self, bench_gpu, monkeypatch, tmp_path):
+        def answer(words, options):
+            if 'speed' in words:
+                raise subprocess.TimeoutExpired(words, options['timeout'])
+            return subprocess.CompletedProcess(words, 1 if 'fed' in words else 0)
+
+        calls = self.run(bench_gpu, monkeypatch, tmp_path, answer)
+        with pytest.raises(SystemExit, match='failed: speed, fed; .*kept'):
+            bench_gpu.main()
+        assert len(calls) == len(bench_gpu.PARTS)
+
+    def test_turns_end_when_the_time_is_over_but_not_before_one_counts(self, bench_gpu):
+        seen = []
+        figures = bench_gpu.turns({'A': lambda: 1., 'B': lambda: 2.}, 9, until=0., after=lambda now: seen.append(1))
+        assert figures == {'A': [1.], 'B': [2.]} and len(seen) == 1
+
+    def test_an_aim_of_the_h200_is_judged_on_one_alone(self, bench_gpu, tmp_path):
+        for name, met in (('NVIDIA H200', False), ('NVIDIA L4', None)):
+            results = bench_gpu.Results('gpu', tmp_path, device=name)
+            bench_gpu.on_an_h200(results, 'ours over eager', 1.2, '>= 1.3')
+            assert results.content['aims'][0]['met'] is met

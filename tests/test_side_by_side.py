@@ -61,6 +61,12 @@ def test_a_section_gives_median_spread_and_ratio_to_its_base(results):
     assert rows['ours']['ratio'] == 1.
 
 
+def test_a_section_that_grows_is_kept_once(results):
+    results.section('km', 'l', {'ours': [1.]}, base='ours')
+    results.section('km', 'l', {'ours': [1.], 'theirs': [2.]}, base='ours')
+    assert [len(section['rows']) for section in read(results)['sections']] == [2]
+
+
 def test_who_is_missing_is_named_with_the_reason(results):
     results.missing('horse', 'asleep')
     results.section('km', 'l', {'ours': [1.]}, base='ours')
