@@ -1,6 +1,6 @@
 """Time to load mmclassification's 280 recipes and to print them: ours, mmcv's Config and, where installed, mmengine's.
 
-    python benchmarks/bench_config.py [--rounds 5] [--quick]
+    python benchmarks/bench_config.py [--rounds 3] [--quick]
 
 cold: each measurement is one pass over all recipes in a fresh process (imports not counted), interleaved A B C A B C.
 warm: passes interleaved in one process. pretty_text: interleaved recipe by recipe. Medians with the range over rounds.
@@ -106,7 +106,7 @@ def totals(times: dict[str, list[list[float]]]) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, rounds=3)
     parser.add_argument('--cold', help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter('ignore')

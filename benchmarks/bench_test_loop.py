@@ -1,6 +1,6 @@
 """The test loop against mmclassification's: equal images, weights and logits; what a picture costs beside the network.
 
-    python benchmarks/bench_test_loop.py [--images DIR] [--rounds 5] [--quick]
+    python benchmarks/bench_test_loop.py [--images DIR] [--rounds 3] [--quick]
 
 Both loops take turns (A B A B ...) over the default ImageNet test pipeline and a ResNet-18 in float32; a table gives
 the medians. Time outside the forward pass is wall time less that spent inside the network; with workers it is what
@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import torch
 from images import prepare
-from side_by_side import Results, arguments, tree_cpu
+from side_by_side import Results, arguments, name_of, tree_cpu
 from torch import nn
 
 from workspace_lib.datasets import CustomDataset, build_dataloader
@@ -124,15 +124,15 @@ def add(results: Results, figures: dict[str, dict[str, list[float]]], workers: i
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
+    args = arguments(__doc__, rounds=3).parse_args()
     rounds, generated, batch = (1, 8, 4) if args.quick else (args.rounds, args.generated, 32)
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        folder, what = prepare(args.images, generated, Path(temporary))
-        results = Results('test_loop', args.out, rounds, images=what, batch=batch)
+        folder, what = prepare(args.images, generated, Path(temporary), most=min(generated, 64))
+        results = Results(name_of('test_loop', args), args.out, rounds, images=what, batch=batch)
         try:
             for workers in (0, 2):
                 add(results, compare(folder, batch, workers, rounds), workers)

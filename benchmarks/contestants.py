@@ -236,7 +236,7 @@ CONTESTANTS: dict[str, tuple[str, Maker, str]] = {
     'torchvision v2 float32': ('float32', torchvision_v2_float32, ''),
     'torchvision PIL float32': ('float32', torchvision_pil_float32, ''),
 }
-PATIENCE = 90  # seconds for an epoch, or for the import of a library
+PATIENCE = 120  # seconds for an epoch, or for the import of a library
 BENCH = Path(__file__).resolve().parents[1] / '.venv-bench'
 
 

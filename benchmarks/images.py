@@ -31,15 +31,18 @@ def files_of(folder: str | Path) -> list[str]:
     return found
 
 
-def prepare(source: str | None, generated: int, folder: Path, copies: int = 1) -> tuple[str, str]:
+def prepare(source: str | None, generated: int, folder: Path, copies: int = 1,
+            most: int | None = None) -> tuple[str, str]:
     """A folder of links to the images of `source`, or to generated ones; and what they are, in words.
 
     Args:
         copies: names for each image, so that an epoch is long enough to measure.
+        most: images that are taken, spread over the classes; None takes all.
     """
     if source is None:
         _generate(folder / 'generated', generated)
     files = files_of(source or folder / 'generated')
+    files = files[::-(-len(files) // most)] if most else files
     for number, path in enumerate(files):
         name = Path(path)
         (folder / 'images' / name.parent.name).mkdir(parents=True, exist_ok=True)

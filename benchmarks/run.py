@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     chosen = args.only or [*OURS, *FLAT, *OTHERS]
     words = ['--out', str(args.out), *(['--images', args.images] if args.images else []),
-             *(['--quick'] if args.quick else [])]
+             *(['--quick'] if args.quick else [])]  # each has a number of rounds of its own
     failed = [name for name in OURS if name in chosen and not run(name, words)]
     failed += [name for name, (full, quick, aims) in FLAT.items()
                if name in chosen and not run_flat(name, quick if args.quick else full, aims, args.out)]

@@ -208,8 +208,8 @@ def write_readme(folder: Path | str = RESULTS) -> Path:
     """`README.md` of the folder: all aims in one table, then each benchmark's sections; from the JSON files alone."""
     files = [json.loads(path.read_text()) for path in sorted(Path(folder).glob('*.json'))]
     lines = ['# What was measured', '', 'Made from the JSON files here by `python benchmarks/side_by_side.py`.', '']
-    lines += ['| aim | bound | figure | |', '| --- | --- | --- | --- |']
-    lines += [_aim_row(aim) for found in files for aim in found['aims']]
+    lines += ['| benchmark | aim | bound | figure | |', '| --- ' * 5 + '|']
+    lines += [f'| {found["name"]} {_aim_row(aim)}' for found in files for aim in found['aims']]
     for found in files:
         lines += ['', f'## {found["name"]}', '', f'`{found["command"]}`', '', header_text(found).partition('\n')[2]]
         lines += [f'\n{name} did not take part: {reason}' for name, reason in found['missing'].items()]
@@ -243,6 +243,11 @@ def arguments(description: str | None, rounds: int = 5) -> argparse.ArgumentPars
     parser.add_argument('--quick', action='store_true', help='toy size: does it run, not how fast')
     parser.add_argument('--out', type=Path, default=RESULTS, help='folder of the results (default benchmarks/results)')
     return parser
+
+
+def name_of(name: str, args: argparse.Namespace) -> str:
+    """Of the results: those on real images stand beside those on generated ones."""
+    return f'{name}_real' if args.images else name
 
 
 if __name__ == '__main__':

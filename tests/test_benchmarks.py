@@ -148,8 +148,10 @@ class TestGpuParts:
 
     def test_turns_end_when_the_time_is_over_but_not_before_one_counts(self, bench_gpu):
         seen = []
-        figures = bench_gpu.turns({'A': lambda: 1., 'B': lambda: 2.}, 9, until=0., after=lambda now: seen.append(1))
+        size = bench_gpu.Size(toy=False)
+        figures = bench_gpu.turns({'A': lambda: 1., 'B': lambda: 2.}, size, until=0., after=lambda now: seen.append(1))
         assert figures == {'A': [1.], 'B': [2.]} and len(seen) == 1
+        assert size.timed == 100  # the round that does not count is short, those that do are not
 
     def test_an_aim_of_the_h200_is_judged_on_one_alone(self, bench_gpu, tmp_path):
         for name, met in (('NVIDIA H200', False), ('NVIDIA L4', None)):
