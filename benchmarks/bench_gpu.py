@@ -298,12 +298,12 @@ class _NoSync(Hook):
 
     priority = 99
 
-    def before_run(self, runner: Any) -> None:
+    def __init__(self) -> None:
         self.done = 0
 
     def after_train_iter(self, runner: Any) -> None:
         self.done += 1
-        if self.done == 5:
+        if self.done == 5:  # never again: it stays with the runner
             torch.cuda.set_sync_debug_mode('error')
 
 
@@ -329,8 +329,6 @@ def sync_free(results: Results, name: str, training: Training, loader: Any, size
         results.aim(what, 1, '<= 0', note=f'the first at {place}')
     finally:
         torch.cuda.set_sync_debug_mode('default')
-        training.runner.hooks = [hook for hook in training.runner.hooks if not isinstance(hook, _NoSync)]
-        training.runner._calls.clear()
 
 
 def sweep(results: Results, size: Size, device: torch.device, until: float, args: argparse.Namespace) -> None:
