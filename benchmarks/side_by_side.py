@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # of processes that are started: threads that spin disturb everyone
 RESULTS = ROOT / 'benchmarks' / 'results'
 
 

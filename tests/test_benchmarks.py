@@ -93,9 +93,7 @@ def test_without_a_compiler_the_anchor_is_a_stand_in_and_says_so(tmp_path, monke
     assert found[anchor.STAND_IN]() > 0
 
 
-@pytest.mark.parametrize('part', ['cifar10', pytest.param('speed', marks=pytest.mark.slow),
-                                  pytest.param('fed', marks=pytest.mark.slow),
-                                  pytest.param('sweep', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('part', ['speed', 'fed', 'cifar10', pytest.param('sweep', marks=pytest.mark.slow)])
 def test_the_gpu_benchmark_runs_on_a_cpu_at_toy_size(tmp_path, part):
     ran('bench_gpu.py', '--device', 'cpu', '--toy', '--part', part, '--out', str(tmp_path))
     found = check(tmp_path / f'gpu_{part}.json')
