@@ -11,21 +11,20 @@ PyYAML, tqdm, scipy); timm and nvidia-ml-py take part where they are installed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import logging
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_steps import Endless, Enough, Size, Synthetic, Training, between, moment, turns
 from side_by_side import ROOT, Results, arguments, ratio, write_readme
 from torch import nn
 
@@ -38,125 +37,6 @@ from workspace_lib.models import build_classifier
 #: Part: its share of the time. Those with aims come first.
 PARTS = {'speed': 0.33, 'fed': 0.2, 'cifar10': 0.22, 'sweep': 0.25}
 OURS = 'ours: bf16, NHWC, compile'
-
-
-class Size:
-    """How much is measured: on a GPU, or as a toy."""
-
-    def __init__(self, toy: bool) -> None:
-        self.depth, self.batch, self.pixels = (18, 4, 32) if toy else (50, 256, 224)
-        self.warm, self.timed, self.rounds = (1, 2, 1) if toy else (20, 100, 3)
-        self.batches = (4, 2) if toy else (256, 512, 128, 64)
-        self.epochs, self.cifar_batch = (1, 8) if toy else (24, 512)
-        self.workers = 1 if toy else min(16, len(os.sched_getaffinity(0)))
-        self.images, self.copies = (8, 1) if toy else (512, 32)
-        # toy: the path through torch.compile without a minute of compiling
-        self.compile: Any = dict(backend='eager') if toy else True
-
-
-class _Enough(Exception):
-    """All steps were taken."""
-
-
-class Stopwatch(Hook):
-    """Times the steps after `warm` ones by the device's clock, then ends the run."""
-
-    priority = 101
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def start(self, warm: int, timed: int) -> None:
-        self.done, self.warm, self.timed, self.moments = 0, warm, timed, []
-
-    def after_train_iter(self, runner: Any) -> None:
-        self.done += 1
-        if self.done in (self.warm, self.warm + self.timed):
-            self.moments.append(moment(self.device))
-        if self.done == self.warm + self.timed:
-            raise _Enough
-
-    def seconds(self) -> float:
-        """A step."""
-        return between(*self.moments) / self.timed
-
-
-def moment(device: torch.device) -> Any:
-    if device.type != 'cuda':
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def between(start: Any, end: Any) -> float:
-    if isinstance(start, float):
-        return end - start
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
-class Synthetic:
-    """One normalised batch on the device, again and again."""
-
-    def __init__(self, size: Size, device: torch.device, batch: int, nhwc: bool = True) -> None:
-        layout = torch.channels_last if nhwc else torch.contiguous_format
-        self.batch = dict(img=torch.randn(batch, 3, size.pixels, size.pixels, device=device).contiguous(
-            memory_format=layout), gt_label=torch.randint(0, 1000, (batch,), device=device))
-        self.dataset = [None]
-
-    def __len__(self) -> int:
-        return 10_000
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            yield self.batch
-
-
-class Endless:
-    """Epoch after epoch of a loader, as one."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader, self.dataset = loader, loader.dataset
-
-    def __len__(self) -> int:
-        return 10_000
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            yield from self.loader
-
-
-class Still:
-    """Stands for a data set where batches are synthetic."""
-
-    CLASSES = None
-
-    def __len__(self) -> int:
-        return 100_000
-
-
-class Training:
-    """What ``workspace train`` would run for a config, hooks included, but for its files; step by step on demand."""
-
-    def __init__(self, size: Size, device: torch.device, dataset: Any = None, **options: Any) -> None:
-        options = {'bf16': True, 'channels_last': True, 'compile': size.compile, 'cudnn_benchmark': True,
-                   'data.samples_per_gpu': size.batch, 'data.workers_per_gpu': 0, **options}
-        cfg = load_config(f'resnet/resnet{size.depth}_8xb32_in1k.py', options)
-        cfg.checkpoint_config, cfg.workflow, cfg.seed = None, [('train', 1)], 0
-        set_random_seed(0)
-        model = build_classifier(cfg.model)
-        model.init_weights()
-        self.runner, (self.loader,) = build_training(model, dataset or Still(), cfg, device=device)
-        self.watch = Stopwatch(device)
-        self.runner.register_hook(self.watch)
-
-    def seconds(self, loader: Any, size: Size) -> float:
-        """A step, over `loader`."""
-        self.watch.start(size.warm, size.timed)
-        with contextlib.suppress(_Enough):
-            self.runner.run([loader], [('train', 10**9)])
-        return self.watch.seconds()
 
 
 def peer(model: nn.Module, loader: Synthetic, size: Size, device: torch.device) -> Callable[[], float]:
@@ -178,26 +58,6 @@ def peer(model: nn.Module, loader: Synthetic, size: Size, device: torch.device) 
             optimizer.zero_grad()
         return len(loader.batch['img']) * size.timed / between(*moments)
     return measure
-
-
-def turns(contestants: Mapping[str, Callable[[], float]], size: Size, until: float,
-          after: Callable[[dict[str, list[float]]], None]) -> dict[str, list[float]]:
-    """Figures in turns after a short round that does not count, one round at least, until the time is over."""
-    figures: dict[str, list[float]] = {name: [] for name in contestants}
-    took, timed = 0., size.timed
-    for number in range(size.rounds + 1):
-        size.timed = timed if number else 2
-        start = time.perf_counter()
-        if number > 1 and start + took > until:
-            break
-        for name, measure in contestants.items():
-            figure = measure()
-            if number:
-                figures[name].append(figure)
-        took = time.perf_counter() - start
-        if number:
-            after(figures)
-    return figures
 
 
 def on_an_h200(results: Results, what: str, figure: float, bound: str, unit: str = 'x') -> None:
@@ -317,7 +177,7 @@ def sync_free(results: Results, name: str, training: Training, loader: Any, size
     try:
         training.watch.start(5, 50)
         training.runner.run([loader], [('train', 10**9)])
-    except _Enough:
+    except Enough:
         results.aim(what, 0, '<= 0')
     except RuntimeError as error:
         if 'synchroniz' not in str(error):

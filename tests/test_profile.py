@@ -15,8 +15,9 @@ from workspace_lib.models import ImageClassifier
 from workspace_lib.recipes import load_config
 from workspace_lib.registry import CLASSIFIERS, PIPELINES
 from workspace_lib.tools import cli
-from workspace_lib.tools.profile import PARTS, Profile, find_limit, profile
+from workspace_lib.tools.profile import profile
 from workspace_lib.tools.profile_cards import CARDS, Roof, known_card, measured_roof
+from workspace_lib.tools.profile_limit import PARTS, Profile, find_limit
 
 
 @PIPELINES.register_module()

@@ -12,7 +12,7 @@ from .plots import BLUE, GREY, LINES, VERMILLION, Plot, styled
 from .table import Table
 
 if TYPE_CHECKING:
-    from .profile import Profile
+    from .profile_limit import Profile
 
 _HATCHES = ('', '//', '', '..', 'xx', '--')
 
