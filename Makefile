@@ -1,7 +1,7 @@
 # The front door. `make` alone prints this help; `make up` and `make test` install what they need on their first call.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv up down restart status logs url shell exec doctor gpu-check report build rebuild wheels train study tensorboard prepare demo notebooks notebooks-check test test-browser pictures test-container test-compat lint bench clean
+.PHONY: help venv up down restart status logs url shell exec doctor gpu-check report build rebuild wheels train study tensorboard prepare demo notebooks notebooks-check test test-browser pictures test-container test-compat lint bench bench-gpu profile clean
 
 PY := .venv/bin/python
 # One front door for three lanes. A host with Docker needs no .venv.
@@ -108,7 +108,8 @@ pictures: venv ## the README's pictures of the lab, photographed anew in a headl
 test-container: venv ## build the image on a stand-in base and prove the stack (Debian or Ubuntu, root; 20 min)
 	@tests/container/run $(ARGS)
 
-PEER := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv-peer/bin/python
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONPATH=$(CURDIR)
+PEER := $(ONE_THREAD) .venv-peer/bin/python
 test-compat: venv ## every recipe of mmclassification 0.25 in our loops, and its models beside ours (20 min; ARGS='--only resnet/')
 	@tests/compat/make_peer.sh
 	@status=0; $(PEER) tests/compat/sweep.py $(ARGS) || status=1; \
@@ -117,16 +118,19 @@ test-compat: venv ## every recipe of mmclassification 0.25 in our loops, and its
 lint: venv ## ruff, mypy; hadolint, shellcheck, yamllint, the Compose schema
 	@status=0; $(PY) -m ruff check . || status=1; $(PY) -m mypy || status=1; scripts/lint_stack.sh || status=1; exit $$status
 
-bench: ## run the benchmarks that need no GPU
-	@for script in benchmarks/*.py; do \
-	  case $$script in *gpu*) continue;; esac; \
-	  [ -f "$$script" ] || { echo 'No benchmarks yet.'; exit 0; }; \
-	  echo "== $$script"; $(SET_UP_AND_RUN) python "$$script" || exit 1; \
-	done
+bench: venv ## speed beside the peers, without a GPU: 12 minutes (ARGS='--images DIR', ARGS=--quick); benchmarks/results/
+	@benchmarks/make_peers.sh
+	@$(ONE_THREAD) $(PY) benchmarks/run.py $(ARGS)
+
+bench-gpu: ## speed on a GPU, under 10 minutes (ARGS='--images DIR --cifar10 DIR'; without a GPU ARGS='--device cpu --toy')
+	@$(SET_UP_AND_RUN) python benchmarks/bench_gpu.py $(ARGS)
+
+profile: ## where a step's time goes: CONFIG=lenet/lenet5_mnist5k.py ARGS='--steps 50'; a page and a trace
+	@$(SET_UP_AND_RUN) workspace profile "$$CONFIG" $(ARGS)
 
 clean: ## remove .venv, caches and the lab's state (asks first)
-	@read -r -p 'Remove .venv, .venv-peer, .lab, build and tool caches? Data, checkpoints and notebooks stay. [y/N] ' answer; \
+	@read -r -p 'Remove .venv, .venv-peer, .venv-bench, .lab, build and tool caches? Data, checkpoints and notebooks stay. [y/N] ' answer; \
 	[ "$$answer" = y ] || { echo 'Nothing removed.'; exit 0; }; \
 	$(FRONT) down $(WISH) || true; \
-	rm -rf .venv .venv-peer .lab build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache; \
+	rm -rf .venv .venv-peer .venv-bench .lab build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache; \
 	find . -name __pycache__ -type d -not -path './third_party/*' -prune -exec rm -rf {} +; echo 'Clean.'

@@ -1,11 +1,10 @@
 """Time to load mmclassification's 280 recipes and to print them: ours, mmcv's Config and, where installed, mmengine's.
 
-    python benchmarks/bench_config.py [--rounds 5] [--out FILE.json]
+    python benchmarks/bench_config.py [--rounds 3] [--quick]
 
 cold: each measurement is one pass over all recipes in a fresh process (imports not counted), interleaved A B C A B C.
 warm: passes interleaved in one process. pretty_text: interleaved recipe by recipe. Medians with the range over rounds.
-CPU time of one core, so that a busy neighbour on the machine does not count. Status 1 where loading takes more than a
-third of mmcv's time, or pretty_text more than a twentieth.
+CPU time of one core, so that a busy neighbour on the machine does not count.
 """
 from __future__ import annotations
 
@@ -13,25 +12,23 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from side_by_side import ROOT, Results, arguments, ratio
+
 os.environ['OMP_NUM_THREADS'] = '1'
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-BOUNDS = {'cold': 1 / 3, 'warm': 1 / 3, 'pretty_text': 1 / 20}  # of mmcv's time
+QUICK = 'BENCH_CONFIG_QUICK'
+PEERS = ROOT / '.venv-bench' / 'bin' / 'python'
 LOADERS = {'ours': 'workspace_lib', 'ours, every origin': 'workspace_lib', 'mmcv': 'mmcv', 'mmengine': 'mmengine'}
 
 
 def installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    return importlib.util.find_spec(package) is not None or package == 'mmengine' and PEERS.exists()
 
 
 def recipes() -> list[str]:
@@ -75,7 +72,8 @@ def one_pass(load: Callable[[str], object], files: list[str]) -> list[float]:
 
 
 def cold_pass(name: str) -> list[float]:
-    command = [sys.executable, '-W', 'ignore', __file__, '--cold', name]
+    python = str(PEERS) if name == 'mmengine' and importlib.util.find_spec(name) is None else sys.executable
+    command = [python, '-W', 'ignore', __file__, '--cold', name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -102,75 +100,43 @@ def pretty_times(files: list[str], rounds: int) -> dict[str, list[list[float]]]:
     return times
 
 
-def summary(times: dict[str, list[list[float]]]) -> dict[str, dict[str, float]]:
-    """Per name: milliseconds of a pass (median and range over rounds), of the median file, and ours as a part of it."""
-    table = {}
-    for name, passes in times.items():
-        totals = [sum(one) for one in passes]
-        per_file = [statistics.median(values) for values in zip(*passes, strict=True)]
-        ours = [sum(one) for one in times['ours']]
-        ratios = [a / b for a, b in zip(ours, totals, strict=True)]
-        ours_per_file = [statistics.median(values) for values in zip(*times['ours'], strict=True)]
-        worst = max(a / b for a, b in zip(ours_per_file, per_file, strict=True))
-        table[name] = {'total_ms': statistics.median(totals), 'min_ms': min(totals), 'max_ms': max(totals),
-                       'file_ms': statistics.median(per_file), 'ours_over_this': statistics.median(ratios),
-                       'ours_over_this_worst_file': worst}
-    return table
+def totals(times: dict[str, list[list[float]]]) -> dict[str, list[float]]:
+    """Milliseconds of each pass."""
+    return {name: [sum(one) for one in passes] for name, passes in times.items()}
 
 
-def show(title: str, table: dict[str, dict[str, float]]) -> None:
-    print(f'\n{title}\n{"":22}{"total ms":>10}{"range":>18}{"median file":>13}{"ours/this":>11}{"worst file":>12}')
-    for name, row in table.items():
-        spread = f'{row["min_ms"]:.0f} .. {row["max_ms"]:.0f}'
-        print(f'{name:22}{row["total_ms"]:10.0f}{spread:>18}{row["file_ms"]:13.3f}{row["ours_over_this"]:11.3f}'
-              f'{row["ours_over_this_worst_file"]:12.3f}')
-
-
-def versions() -> dict[str, str]:
-    found = {'python': platform.python_version(), 'machine': platform.machine(), 'cores': str(os.cpu_count())}
-    for package in ('mmcv', 'mmcls', 'mmengine', 'yapf'):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = 'not installed'
-    git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
-    return {**found, 'commit': git.stdout.strip()}
-
-
-def missed(tables: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """What took too much of mmcv's time; nothing where mmcv is not installed."""
-    shares = {title: table['mmcv']['ours_over_this'] for title, table in tables.items() if 'mmcv' in table}
-    return [f"{title}: {share:.3f} of mmcv's time, at most {BOUNDS[title]:.3f} is meant"
-            for title, share in shares.items() if share > BOUNDS[title]]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--out', help='write the tables as JSON')
+def main() -> None:
+    parser = arguments(__doc__, rounds=3)
     parser.add_argument('--cold', help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter('ignore')
-    files = recipes()
+    files = recipes()[::20 if os.environ.get(QUICK) or args.quick else 1]
     if args.cold:
         print(json.dumps(one_pass(loader(args.cold), files)))
-        return 0
+        return
+    if args.quick:
+        os.environ[QUICK] = '1'  # for the processes of the cold passes
+    rounds = 1 if args.quick else args.rounds
+    results = Results('config', args.out, rounds, recipes=len(files))
     names = [name for name, package in LOADERS.items() if installed(package)]
-    print(f'{len(files)} recipes, {args.rounds} rounds;', ', '.join(f'{k} {v}' for k, v in versions().items()))
-    tables = {'cold': summary(rounds_of(names, args.rounds, cold_pass))}
-    show('cold: one pass in a fresh process', tables['cold'])
-    loaders = {name: loader(name) for name in names}
-    warm = rounds_of([n for n in names if n != 'mmengine'], args.rounds, lambda name: one_pass(loaders[name], files))
-    tables['warm'] = summary(warm)
-    show('warm: repeated in one process', tables['warm'])
-    tables['pretty_text'] = summary(pretty_times(files[::10], max(2, args.rounds // 2)))
-    show(f'pretty_text of {len(files[::10])} recipes', tables['pretty_text'])
-    if args.out:
-        Path(args.out).write_text(json.dumps({'versions': versions(), 'rounds': args.rounds, **tables}, indent=1))
-    found = missed(tables)
-    print('\n' + ('\n'.join(found) or 'within the bounds'))
-    return bool(found)
+    for name in LOADERS.keys() - {*names}:
+        results.missing(name, 'not installed')
+    cold = totals(rounds_of(names, rounds, cold_pass))
+    results.section(f'{len(files)} recipes, each pass in a fresh process', 'CPU ms', cold, 'ours')
+    for name, bound in ('mmcv', '<= 0.3333'), ('mmengine', '<= 0.05'):
+        for mine, what in ('ours', 'with origins at hand'), ('ours, every origin', 'and every origin computed'):
+            over = ratio(cold, mine, name) if name in cold else None
+            results.aim(f'all recipes loaded {what}, over {name}', over, bound, 'x', f'{name} is not installed here')
+    here = [name for name in names if name != 'mmengine']  # that one may be in .venv-bench
+    loaders = {name: loader(name) for name in here}
+    warm = totals(rounds_of(here, rounds, lambda name: one_pass(loaders[name], files)))
+    results.section(f'{len(files)} recipes, again in one process', 'CPU ms', warm, 'ours')
+    pretty = totals(pretty_times(files[::10], max(2, rounds // 2)))
+    results.section(f'pretty_text of {len(files[::10])} recipes', 'CPU ms', pretty, 'ours')
+    over = ratio(pretty, 'ours', 'mmcv') if 'mmcv' in pretty else None
+    results.aim('pretty_text over mmcv', over, '<= 0.05', 'x', 'mmcv is not installed here')
+    results.finish()
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

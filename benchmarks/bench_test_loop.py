@@ -1,8 +1,6 @@
 """The test loop against mmclassification's: equal images, weights and logits; what a picture costs beside the network.
 
-    python benchmarks/bench_test_loop.py                        # generated photographs
-    python benchmarks/bench_test_loop.py --images DIR           # class folders of real ones, or WORKSPACE_SAMPLES=DIR
-    python benchmarks/bench_test_loop.py --workers 0 2 --rounds 5
+    python benchmarks/bench_test_loop.py [--images DIR] [--rounds 3] [--quick]
 
 Both loops take turns (A B A B ...) over the default ImageNet test pipeline and a ResNet-18 in float32; a table gives
 the medians. Time outside the forward pass is wall time less that spent inside the network; with workers it is what
@@ -10,18 +8,11 @@ the network waits for.
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import gc
 import io
-import json
 import logging
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -32,7 +23,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from bench_data import cpu_seconds, generate
+from images import prepare
+from side_by_side import Results, arguments, name_of, tree_cpu
 from torch import nn
 
 from workspace_lib.datasets import CustomDataset, build_dataloader
@@ -44,7 +36,8 @@ PIPELINE = [dict(type='LoadImageFromFile'), dict(type='Resize', size=(256, -1)),
             dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])]
 MODEL = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18), neck=dict(type='GlobalAveragePooling'),
              head=dict(type='LinearClsHead', num_classes=1000, in_channels=512))
-FIGURES = ('outside', 'outside_cpu', 'end_to_end')
+FIGURES = {'outside': 'outside the network, wall', 'outside_cpu': 'outside the network, CPU',
+           'end_to_end': 'end to end, wall'}
 
 
 class Clock:
@@ -71,10 +64,10 @@ def measured(model: Any, run: Callable[[], list[np.ndarray]]) -> Callable[[], tu
     def measure() -> tuple[dict[str, float], np.ndarray]:
         gc.collect()
         clock.wall = clock.cpu = 0.
-        wall, cpu = time.perf_counter(), cpu_seconds()
+        wall, cpu = time.perf_counter(), tree_cpu()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # progress bars
             results = run()
-        wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+        wall, cpu = time.perf_counter() - wall, tree_cpu() - cpu
         scale = 1e3 / len(results)
         return dict(outside=(wall - clock.wall) * scale, outside_cpu=(cpu - clock.cpu) * scale,
                     end_to_end=wall * scale), np.stack(results)
@@ -124,55 +117,28 @@ def compare(folder: str, batch: int, workers: int, rounds: int) -> dict[str, dic
     return figures
 
 
-def show(figures: dict[str, dict[str, list[float]]], workers: int, batch: int) -> dict[str, Any]:
-    """Print the medians and return them, with the ratios ours / mmcls."""
-    print(f'\n{workers} workers, batch {batch}: ms an image\n{"":34}{"ours":>10}{"mmcls":>10}{"ratio":>10}')
-    result: dict[str, Any] = {}
-    titles = 'outside the network, wall', 'outside the network, CPU', 'end to end, wall'
-    for key, title in zip(FIGURES, titles, strict=True):
-        mine, other = (statistics.median(figures[name][key]) for name in ('ours', 'mmcls'))
-        ratio = statistics.median(a / b for a, b in zip(figures['ours'][key], figures['mmcls'][key], strict=True))
-        print(f'{title:34}{mine:10.2f}{other:10.2f}{ratio:10.3f}')
-        result[key] = dict(ours=mine, mmcls=other, ratio=ratio)
-    return result
-
-
-def sample_folder() -> str | None:
-    """`imagenet-sample` in WORKSPACE_SAMPLES, or that folder itself."""
-    named = os.environ.get('WORKSPACE_SAMPLES')
-    if not named:
-        return None
-    inner = Path(named, 'imagenet-sample')
-    return str(inner if inner.is_dir() else named)
+def add(results: Results, figures: dict[str, dict[str, list[float]]], workers: int) -> None:
+    for key, title in FIGURES.items():
+        runs = {name: found[key] for name, found in figures.items()}
+        results.section(f'Test loop, {workers} workers: {title}', 'ms/image', runs, 'mmcls')
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', default=sample_folder(), help='a folder of class folders; generated ones without')
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--batch', type=int, default=32)
-    parser.add_argument('--workers', type=int, nargs='*', default=[0, 2])
-    parser.add_argument('--generated', type=int, default=128, help='how many images to generate')
-    parser.add_argument('--out', type=Path, help='the figures as JSON')
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=3).parse_args()
+    rounds, generated, batch = (1, 8, 4) if args.quick else (args.rounds, args.generated, 32)
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], capture_output=True, text=True,
-                            cwd=Path(__file__).parent).stdout.strip()
-    print(f'{" ".join(sys.argv)}\ncommit {commit}, Python {platform.python_version()}, torch {torch.__version__}, '
-          f'OpenCV {cv2.__version__}, {os.cpu_count()} cores, {platform.processor() or platform.machine()}, '
-          f'load {os.getloadavg()[0]:.1f}, {args.rounds} rounds, {"real" if args.images else "generated"} images')
-    results = {}
     with tempfile.TemporaryDirectory() as temporary:
-        if not args.images:
-            generate(Path(temporary), args.generated)
-        for workers in args.workers:
-            figures = compare(args.images or temporary, args.batch, workers, args.rounds)
-            results[f'{workers} workers'] = show(figures, workers, args.batch)
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=2) + '\n')
+        folder, what = prepare(args.images, generated, Path(temporary), most=min(generated, 64))
+        results = Results(name_of('test_loop', args), args.out, rounds, images=what, batch=batch)
+        try:
+            for workers in (0, 2):
+                add(results, compare(folder, batch, workers, rounds), workers)
+        except ImportError as error:
+            results.missing('mmcls', str(error))
+    results.finish()
 
 
 if __name__ == '__main__':

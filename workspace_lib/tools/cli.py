@@ -32,6 +32,7 @@ COMMANDS: dict[str, list[tuple[str, str, str]]] = {
         ('vis_pipeline', 'vis_pipeline', 'draw real samples after each step of their pipeline'),
         ('lr_find', 'lr_find', 'the loss while the learning rate grows: where to begin'),
         ('vis_lr', 'vis_lr', 'draw the learning rate of a whole run'),
+        ('profile', 'profile', "where a step's time goes, what limits it, which key to change"),
     ],
     'after a training': [
         ('analyze_logs', 'analyze_logs', 'learning curves and iteration times of several runs'),

@@ -1,0 +1,158 @@
+"""The benchmarks run, at toy size: what their files say, not how fast anything is."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = [pytest.mark.skipif(not (ROOT / 'benchmarks').is_dir(), reason='not a checkout: no benchmarks'),
+              pytest.mark.timeout(400)]
+
+
+def ran(script: str, *words: str) -> str:
+    done = subprocess.run([sys.executable, str(ROOT / 'benchmarks' / script), *words], capture_output=True, text=True,
+                          cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def check(path: Path) -> dict:
+    """The structure that every result has."""
+    found = json.loads(path.read_text())
+    assert {'cpu', 'cores', 'load'} <= set(found['machine']) and {'torch', 'commit', 'python'} <= set(found['versions'])
+    assert found['sections'] and found['rounds'] >= 1 and 'bench_' in found['command']
+    for section in found['sections']:
+        assert section['base'] in section['rows']
+        for row in section['rows'].values():
+            assert row['least'] <= row['median'] <= row['most'] and row['runs']
+    for aim in found['aims']:
+        assert (aim['met'] is None) == (aim['figure'] is None)
+        assert aim['figure'] is not None or aim['reason']
+    return found
+
+
+def rows(found: dict, title: str) -> set[str]:
+    return set(next(section['rows'] for section in found['sections'] if section['title'].startswith(title)))
+
+
+def test_image_and_loader_and_the_readme_of_both(tmp_path):
+    said = ran('run.py', '--quick', '--only', 'image', 'loader', '--out', str(tmp_path))
+    image, loader = check(tmp_path / 'image.json'), check(tmp_path / 'loader.json')
+    assert {name.partition(':')[0] for name in rows(image, 'One image to a training crop of 224 px, uint8')} >= {
+        'anchor', 'by hand', 'ours'}
+    assert rows(loader, 'Loaders, all') == {'ours', 'torchvision v2 float32'}
+    assert any(name.startswith('anchor') for name in rows(loader, 'Loaders, batches of uint8'))
+    aims = {aim['what']: aim for aim in loader['aims']}
+    assert aims['loader, CPU an image: torchvision v2 float32 over ours']['figure'] > 0
+    assert aims['loader, CPU an image: FFCV jpg over ours']['met'] is None
+    readme = (tmp_path / 'README.md').read_text()
+    assert all(aim['what'] in readme for found in (image, loader) for aim in found['aims'])
+    assert (tmp_path / 'image.png').is_file() and 'README.md' in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['scale', 'config', 'test_loop', 'train_loop', 'monitor'])
+def test_the_other_benchmarks(tmp_path, name):
+    ran('run.py', '--quick', '--only', name, '--out', str(tmp_path))
+    check(tmp_path / f'{name}.json')
+
+
+def test_a_contestant_that_is_not_installed_is_named_with_the_way_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    import contestants
+    monkeypatch.setattr(contestants, 'BENCH', tmp_path)
+    with pytest.raises(contestants.Absent, match='not installed.*make_peers.sh'):
+        contestants.Contestant('FFCV jpg', str(tmp_path), 4, 1)
+    (tmp_path / 'bin').mkdir()
+    (tmp_path / 'bin' / 'python').symlink_to(sys.executable)
+    (tmp_path / 'missing.txt').write_text('ffcv\tno opencv4\n')
+    with pytest.raises(contestants.Absent, match='no opencv4'):
+        contestants.Contestant('FFCV jpg', str(tmp_path), 4, 1)
+
+
+def test_a_contestant_that_breaks_is_absent_with_what_it_said(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    import contestants
+    with pytest.raises(contestants.Absent, match='does not run: .*nowhere'):
+        contestants.Contestant('ours', str(tmp_path / 'nowhere'), 4, 1)
+
+
+def test_without_a_compiler_the_anchor_is_a_stand_in_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    import anchor
+    import cv2
+    import numpy as np
+    path = str(tmp_path / 'x.jpg')
+    cv2.imwrite(path, np.zeros((8, 8, 3), np.uint8))
+    found, reason = anchor.anchors([path], compiler='no-such-cc')
+    assert [*found] == [anchor.STAND_IN] and 'no-such-cc' in reason
+    assert found[anchor.STAND_IN]() > 0
+
+
+@pytest.mark.parametrize('part', ['speed', 'fed', 'cifar10', pytest.param('sweep', marks=pytest.mark.slow)])
+def test_the_gpu_benchmark_runs_on_a_cpu_at_toy_size(tmp_path, part):
+    ran('bench_gpu.py', '--device', 'cpu', '--toy', '--part', part, '--out', str(tmp_path))
+    found = check(tmp_path / f'gpu_{part}.json')
+    assert found['device'] == 'CPU' and found['toy']
+    if part == 'speed':
+        assert rows(found, 'ResNet-18') == {'ours: bf16, NHWC, compile', 'torchvision eager', 'timm eager'}
+        assert all(aim['met'] is None and 'H200' in aim['reason'] for aim in found['aims'])  # a CPU meets no such aim
+    if part == 'sweep':
+        assert len(rows(found, 'ResNet-18')) == 8
+
+
+class TestGpuParts:
+    """The parts are processes: what ends one leaves the others, and what it measured."""
+
+    @pytest.fixture
+    def bench_gpu(self, monkeypatch):
+        monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+        import bench_gpu
+        return bench_gpu
+
+    def run(self, bench_gpu, monkeypatch, tmp_path, answer):
+        calls = []
+
+        def stand_in(words, **options):
+            calls.append((words, options))
+            return answer(words, options)
+
+        monkeypatch.setattr(bench_gpu.subprocess, 'run', stand_in)
+        monkeypatch.setattr(bench_gpu, 'write_readme', lambda folder: folder)
+        monkeypatch.setattr(sys, 'argv', ['bench_gpu.py', '--device', 'cpu', '--toy', '--out', str(tmp_path)])
+        return calls
+
+    def test_all_parts_together_end_within_ten_minutes(self, bench_gpu, monkeypatch, tmp_path):
+        calls = self.run(bench_gpu, monkeypatch, tmp_path,
+                         lambda words, options: subprocess.CompletedProcess(words, 0))
+        bench_gpu.main()
+        assert len(calls) == len(bench_gpu.PARTS)
+        assert sum(options['timeout'] for _, options in calls) < 600
+
+    def test_a_part_that_hangs_or_crashes_is_named_and_the_others_run(self, bench_gpu, monkeypatch, tmp_path):
+        def answer(words, options):
+            if 'speed' in words:
+                raise subprocess.TimeoutExpired(words, options['timeout'])
+            return subprocess.CompletedProcess(words, 1 if 'fed' in words else 0)
+
+        calls = self.run(bench_gpu, monkeypatch, tmp_path, answer)
+        with pytest.raises(SystemExit, match='failed: speed, fed; .*kept'):
+            bench_gpu.main()
+        assert len(calls) == len(bench_gpu.PARTS)
+
+    def test_turns_end_when_the_time_is_over_but_not_before_one_counts(self, bench_gpu):
+        seen = []
+        size = bench_gpu.Size(toy=False)
+        figures = bench_gpu.turns({'A': lambda: 1., 'B': lambda: 2.}, size, until=0., after=lambda now: seen.append(1))
+        assert figures == {'A': [1.], 'B': [2.]} and len(seen) == 1
+        assert size.timed == 100  # the round that does not count is short, those that do are not
+
+    def test_an_aim_of_the_h200_is_judged_on_one_alone(self, bench_gpu, tmp_path):
+        for name, met in (('NVIDIA H200', False), ('NVIDIA L4', None)):
+            results = bench_gpu.Results('gpu', tmp_path, device=name)
+            bench_gpu.on_an_h200(results, 'ours over eager', 1.2, '>= 1.3')
+            assert results.content['aims'][0]['met'] is met

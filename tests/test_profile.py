@@ -1,0 +1,208 @@
+"""Where a step's time goes: parts that add up, a limit that is named, a page and a trace."""
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from workspace_lib.datasets.formatting import LoadImageFromFile
+from workspace_lib.models import ImageClassifier
+from workspace_lib.recipes import load_config
+from workspace_lib.registry import CLASSIFIERS, PIPELINES
+from workspace_lib.tools import cli
+from workspace_lib.tools.profile import profile
+from workspace_lib.tools.profile_cards import CARDS, Roof, known_card, measured_roof
+from workspace_lib.tools.profile_limit import PARTS, Profile, find_limit
+
+
+@PIPELINES.register_module()
+class SlowStep(LoadImageFromFile):
+    """10 ms a sample."""
+
+    def __init__(self):
+        super().__init__()
+
+    def __call__(self, results):
+        time.sleep(0.01)
+        return results
+
+
+@CLASSIFIERS.register_module()
+class SlowClassifier(ImageClassifier):
+    """100 ms a forward pass, in which nothing is computed."""
+
+    def extract_feat(self, img, stage='neck'):
+        time.sleep(0.1)
+        return super().extract_feat(img, stage)
+
+
+@CLASSIFIERS.register_module()
+class BusyClassifier(ImageClassifier):
+    """A forward pass that is arithmetic."""
+
+    def extract_feat(self, img, stage='neck'):
+        with torch.no_grad():
+            for _ in range(8):
+                torch.mm(torch.ones(700, 700), torch.ones(700, 700))
+        return super().extract_feat(img, stage)
+
+
+def lenet(**options):
+    return load_config('lenet/lenet5_mnist5k.py', {'data.workers_per_gpu': 0, **options})
+
+
+@pytest.fixture(scope='module')
+def plain():
+    return profile(lenet(), steps=12, warm_up=3, device='cpu')
+
+
+def test_the_parts_add_up_to_the_step(plain):
+    assert [*plain.parts] == list(PARTS)
+    assert all(seconds >= 0 for seconds in plain.parts.values())
+    assert sum(plain.parts.values()) == pytest.approx(plain.step, rel=0.05)
+    assert plain.parts['copy'] == 0  # on a CPU the batch is where it is made
+    assert min(plain.parts[name] for name in ('load', 'forward', 'backward', 'optimizer')) > 0
+
+
+def test_a_slow_loader_is_named_with_the_key_that_helps():
+    cfg = lenet(**{'data.samples_per_gpu': 4})
+    cfg.data.train.pipeline = [dict(type='SlowStep'), *cfg.data.train.pipeline]
+    found = profile(cfg, steps=4, warm_up=1, device='cpu')
+    assert found.limit.name == 'loader' and found.limit.part == 'load'
+    assert 'data.workers_per_gpu' in found.limit.advice
+    assert found.parts['load'] > 0.8 * found.step
+
+
+def test_a_slow_forward_pass_is_named():
+    found = profile(lenet(**{'model.type': 'SlowClassifier'}), steps=4, warm_up=1, device='cpu')
+    assert found.limit.part == 'forward'
+    assert found.limit.name == 'overhead'  # no arithmetic to speak of
+    assert found.parts['forward'] > 0.8 * found.step
+
+
+def test_a_forward_pass_of_arithmetic_takes_its_time_there():
+    found = profile(lenet(**{'model.type': 'BusyClassifier'}), steps=4, warm_up=1, device='cpu')
+    assert found.limit.part == 'forward'
+
+
+def made(device='cuda', busy=0.95, flops=24e9 * 64, moved=470e6 * 64, roof=None, **parts):
+    parts = {**dict.fromkeys(PARTS, 0.), **parts}
+    return Profile(parts, sum(parts.values()), 64, device, 'bfloat16', busy, flops, moved,
+                   roof or Roof('NVIDIA H200', 989e12, 4.8e12, 'a data sheet'), {})
+
+
+class TestLimit:
+    """What limits a step, from made-up figures of a GPU."""
+
+    def test_copy(self):
+        assert find_limit(made(load=.001, copy=.01, forward=.01, backward=.01)).name == 'copy'
+
+    def test_a_device_that_waits_for_its_next_kernel(self):
+        limit = find_limit(made(busy=0.3, load=.0001, forward=.004, backward=.008, optimizer=.002))
+        assert limit.name == 'launch overhead' and 'samples_per_gpu' in limit.advice
+
+    def test_loader(self):
+        assert find_limit(made(busy=0.3, load=.02, forward=.004, backward=.008)).name == 'loader'
+
+    def test_hooks(self):
+        limit = find_limit(made(busy=0.4, wait=.02, forward=.004, backward=.008))
+        assert limit.name == 'hooks' and 'log_config.interval' in limit.advice
+
+    def test_memory_and_compute_by_the_roofline(self):
+        steps = dict(forward=.003, backward=.006)
+        assert find_limit(made(**steps)).name == 'memory'
+        assert find_limit(made(moved=30e6 * 64, **steps)).name == 'compute'
+
+    def test_advice_is_not_what_is_set_already(self):
+        steps = dict(forward=.003, backward=.006)
+        found = made(**steps)
+        assert 'channels_last=True' in find_limit(found).advice
+        found.settings = dict(channels_last=True, bf16=True, compile=True)
+        assert 'channels_last=True' not in find_limit(found).advice
+
+
+def test_cards_are_known_by_the_name_that_the_driver_gives():
+    assert known_card('NVIDIA H200', half=True) == Roof('NVIDIA H200', 989.4e12, 4.8e12, CARDS['H200'][3])
+    assert known_card('NVIDIA H100 80GB HBM3', half=True).flops == pytest.approx(989.4e12)
+    assert known_card('NVIDIA H100 PCIe', half=True).bandwidth == pytest.approx(2.0e12)
+    assert known_card('NVIDIA A100-SXM4-80GB', half=False).flops == pytest.approx(156e12)
+    assert known_card('Somebody else', half=True) is None
+
+
+def test_a_roof_is_measured_where_no_table_knows_it():
+    roof = measured_roof(torch.device('cpu'), torch.float32, seconds=0.05)
+    assert 1e8 < roof.flops < 1e14 and 1e8 < roof.bandwidth < 1e13 and 'measured' in roof.source
+
+
+def test_intensity_is_work_over_traffic(plain):
+    assert plain.flops > 0 and plain.moved > 0
+    assert plain.intensity == pytest.approx(plain.flops / plain.moved)
+    # 3 x the forward pass of get_flops
+    from workspace_lib.tools.get_flops import config_cost
+    cost = config_cost('lenet/lenet5_mnist5k.py', (1, 32, 32))
+    assert plain.flops == pytest.approx(3 * 2 * cost.macs * plain.batch_size)
+
+
+def test_moved_bytes_of_one_addition():
+    from workspace_lib.tools.profile import counted_bytes
+    a, b = torch.ones(100), torch.ones(100)
+    assert counted_bytes(lambda: a + b) == 3 * 400
+    assert counted_bytes(lambda: a.view(10, 10).t()) == 0  # nothing moves
+    weight = nn.Parameter(torch.ones(100))
+    assert counted_bytes(lambda: (weight * 2).sum().backward()) > 2 * 400 + 404
+
+
+def test_the_command_writes_a_page_and_a_trace(tmp_path, capsys):
+    out = tmp_path / 'made'
+    assert cli.main(['profile', 'lenet/lenet5_mnist5k.py', '--steps', '4', '--warm-up', '1', '--device', 'cpu',
+                     '--out-dir', str(out), '--cfg-options', 'data.workers_per_gpu=0']) == 0
+    said = capsys.readouterr().out
+    page = (out / 'index.html').read_text()
+    for part in PARTS:
+        assert part in said and part in page
+    assert 'limit' in said and 'images/s' in said
+    assert not re.search(r'(src|href)="http', page)  # it fetches nothing
+    assert json.loads((out / 'profile.json').read_text())['limit']['name']
+    with gzip.open(out / 'trace.json.gz', 'rt') as file:
+        names = {event.get('name') for event in json.load(file)['traceEvents']}
+    assert {'forward', 'backward', 'optimizer'} <= names
+
+
+def test_time_on_the_gpu_is_that_of_kernels_and_copies():
+    from types import SimpleNamespace
+
+    from workspace_lib.tools.profile import _device_seconds
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+
+    def event(name, device, us, user=False):
+        return SimpleNamespace(name=name, device_type=device, is_user_annotation=user,
+                               time_range=SimpleNamespace(elapsed_us=lambda: us))
+
+    events = [event('conv', cuda, 30), event('Memcpy HtoD (Pinned -> Device)', cuda, 10), event('aten::conv', cpu, 99),
+              event('Memcpy DtoD', cuda, 5), event('forward', cuda, 60, user=True)]
+    busy, copied = _device_seconds(SimpleNamespace(events=lambda: events))
+    assert busy == pytest.approx(45e-6) and copied == pytest.approx(10e-6)
+
+
+def test_a_compiled_model_is_profiled():
+    found = profile(lenet(compile=dict(backend='eager')), steps=3, warm_up=2, device='cpu')
+    assert found.moved > 0 and found.settings['compile']
+
+
+def test_a_run_in_iterations_and_one_that_accumulates_gradients():
+    cfg = lenet()
+    cfg.runner = dict(type='IterBasedRunner', max_iters=1000)
+    cfg.optimizer_config = dict(cumulative_iters=2)
+    found = profile(cfg, steps=4, warm_up=1, device='cpu')
+    assert sum(found.parts.values()) == pytest.approx(found.step, rel=0.1)
+
+
+@pytest.mark.parametrize('steps, warm_up', [(0, 1), (4, -1)])
+def test_steps_are_counted_from_one(steps, warm_up):
+    with pytest.raises(ValueError, match='--steps'):
+        profile(lenet(), steps=steps, warm_up=warm_up, device='cpu')

@@ -1,0 +1,117 @@
+"""What the benchmarks have in common: turns, an aim beside its figure, and files that keep what was measured."""
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
+side_by_side = pytest.importorskip('side_by_side', reason='not a checkout: no benchmarks')
+
+
+@pytest.fixture
+def results(tmp_path):
+    return side_by_side.Results('cars', tmp_path, rounds=3)
+
+
+def read(results):
+    return json.loads(results.path.read_text())
+
+
+def test_contestants_take_turns_and_the_first_turn_does_not_count():
+    order = []
+    figures = side_by_side.in_turns({name: lambda name=name: order.append(name) or len(order) for name in 'AB'}, 2)
+    assert order == list('ABABAB')
+    assert figures == {'A': [3, 5], 'B': [4, 6]}
+
+
+def test_a_figure_that_reaches_its_aim_is_met_and_one_that_does_not_is_missed(results):
+    results.aim('faster than a horse', 2.5, '>= 2')
+    results.aim('cheaper than a horse', 3.0, '<= 2.5', 'EUR')
+    assert [(aim['what'], aim['met']) for aim in read(results)['aims']] == [
+        ('faster than a horse', True), ('cheaper than a horse', False)]
+    lines = str(results).splitlines()
+    assert next(line for line in lines if 'faster' in line).endswith('met')
+    assert next(line for line in lines if 'cheaper' in line).endswith('MISSED')
+
+
+def test_a_figure_on_the_bound_meets_it(results):
+    results.aim('least', 2.0, '>= 2')
+    results.aim('most', 2.0, '<= 2')
+    assert all(aim['met'] for aim in read(results)['aims'])
+
+
+def test_an_aim_without_a_figure_is_neither_met_nor_silent(results):
+    results.aim('over the peer', None, '>= 1.4', reason='peer is not installed')
+    assert read(results)['aims'][0]['met'] is None
+    assert 'not measured: peer is not installed' in str(results)
+
+
+def test_an_aim_is_a_bound(results):
+    with pytest.raises(ValueError, match='about 3.*>= or <='):
+        results.aim('what', 3, 'about 3')
+
+
+def test_a_section_gives_median_spread_and_ratio_to_its_base(results):
+    results.section('km', 'l', {'ours': [1., 3., 2.], 'theirs': [8., 4., 6.]}, base='ours')
+    rows = read(results)['sections'][0]['rows']
+    assert rows['theirs'] == dict(median=6., least=4., most=8., runs=[8., 4., 6.], ratio=3.)
+    assert rows['ours']['ratio'] == 1.
+
+
+def test_a_section_that_grows_is_kept_once(results):
+    results.section('km', 'l', {'ours': [1.]}, base='ours')
+    results.section('km', 'l', {'ours': [1.], 'theirs': [2.]}, base='ours')
+    assert [len(section['rows']) for section in read(results)['sections']] == [2]
+
+
+def test_who_is_missing_is_named_with_the_reason(results):
+    results.missing('horse', 'asleep')
+    results.section('km', 'l', {'ours': [1.]}, base='ours')
+    assert read(results)['missing'] == {'horse': 'asleep'}
+    assert 'horse: not measured: asleep' in str(results)
+
+
+def test_the_file_says_what_ran_on_what_and_is_there_after_each_part(results):
+    assert not results.path.exists()
+    results.section('km', 'l', {'ours': [1.]}, base='ours')
+    found = read(results)
+    assert {'name', 'command', 'started', 'rounds', 'machine', 'versions', 'sections', 'aims', 'missing'} <= set(found)
+    assert found['versions']['torch'] and found['versions']['commit'] and found['machine']['cores'] >= 1
+
+
+def test_the_picture_has_a_panel_a_section(results):
+    results.section('km', 'l', {'ours': [1., 2.], 'theirs': [3.]}, base='ours')
+    results.section('t', 's', {'ours': [1.]}, base='ours')
+    assert results.plot().read_bytes()[:4] == b'\x89PNG'
+
+
+def test_the_readme_lists_every_aim_of_every_file(tmp_path):
+    for name, figure in (('a', 3.), ('b', 1.)):
+        one = side_by_side.Results(name, tmp_path, rounds=1)
+        one.section('km', 'l', {'ours': [1.], 'theirs': [figure]}, base='ours')
+        one.aim(f'aim of {name}', figure, '>= 2')
+    text = side_by_side.write_readme(tmp_path).read_text()
+    assert '| aim of a | >= 2 | 3.00 | met |' in text
+    assert '| aim of b | >= 2 | 1.00 | **missed** |' in text
+    assert text.count('theirs') == 2
+
+
+def test_cpu_time_counts_children_and_their_children(tmp_path):
+    import subprocess
+    import time
+    code = 'import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(30)'
+    child = subprocess.Popen([sys.executable, '-c',
+                              f'import subprocess, sys; subprocess.run([sys.executable, "-c", {code!r}])'],
+                             stdout=subprocess.PIPE)
+    try:
+        child.stdout.readline()
+        assert side_by_side.tree_cpu(child.pid) >= 0.3
+        assert side_by_side.tree_cpu() - time.process_time() >= 0.3
+    finally:
+        for pid in reversed(side_by_side.tree(child.pid)):
+            import os
+            os.kill(pid, 9)
+        child.wait()
