@@ -177,7 +177,8 @@ def resumed(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             type='ResNet', depth=18, base_channels=16, in_channels=1), neck=dict(type='GlobalAveragePooling'),
             head=dict(type='LinearClsHead', num_classes=10, in_channels=128, loss=dict(type='CrossEntropyLoss'))),
         'runner': dict(_delete_=True, type='IterBasedRunner', max_iters=6),
-        'checkpoint_config': dict(interval=3, by_epoch=False, max_keep_ckpts=9), 'lr_config': dict(_delete_=True, policy='fixed')})
+        'checkpoint_config': dict(interval=3, by_epoch=False, max_keep_ckpts=9),
+        'lr_config': dict(_delete_=True, policy='fixed')})
     whole = trained(cfg).model.state_dict()
     cfg.merge_from_dict(dict(work_dir=str(folder / 'parts'), resume_from=str(folder / 'whole' / 'iter_3.pth')))
     return whole, trained(cfg).model.state_dict()
