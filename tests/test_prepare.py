@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from workspace_lib.datasets import ImageNet, decode
-from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, images, prepare_imagenet, verify_tree
+from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, images, prepare_imagenet, units, verify_tree
 from workspace_lib.tools.prepare.disk import Disk
 from workspace_lib.tools.prepare.errors import MEANING, system_errors
 from workspace_lib.tools.prepare.sources import ImageNetFacts, find_source, read_devkit
@@ -642,15 +642,15 @@ def test_packing_takes_little_memory_however_large_a_class_is(tmp_path):
     import tracemalloc
 
     from workspace_lib.tools.prepare import copies
-    data, tree = mini.picture(1, size=(600, 600)), engine.Tree(tmp_path)
+    data, tree = mini.picture(1, size=(600, 600)), units.Tree(tmp_path)
     job = engine.Job(tmp_path, {}, 1, Disk(), show_progress=False, say=lambda line: None)
     names = [f'n0_{number}.JPEG' for number in range(40)]  # 43 MB of pixels
 
-    def fill(writer: engine.Writer) -> None:
+    def fill(writer: units.Writer) -> None:
         for name in names:
             writer.add(name, [data])
     with job:
-        job.build([engine.Unit('train/n0', 1, 40, fill)], '')
+        job.build([units.Unit('train/n0', 1, 40, fill)], '')
         packed = copies.Packed(job, ['train/n0'], 'train_short600.pack', images.Size('short', 600))
         tracemalloc.start()
         packed.make()

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .engine import Job, as_json, safe_name, some
+from .engine import Job, as_json
 from .errors import PrepareError, Status
 from .pool import Meter
+from .units import safe_name, some
 
 BLOCK = 1 << 20
 PART = '.part'

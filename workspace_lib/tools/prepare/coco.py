@@ -12,10 +12,10 @@ from pathlib import Path
 
 from .archives import Archive, Zip, check_names, part_of
 from .download import download
-from .engine import Tree, Unit, Writer, read_listing
 from .errors import PrepareError, Status
 from .pool import Meter
 from .slim import slim_annotations
+from .units import Tree, Unit, Writer, read_listing
 
 MIRROR = 'http://images.cocodataset.org'  # speaks plain HTTP: the MD5 is what tells
 

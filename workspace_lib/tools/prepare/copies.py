@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .disk import Disk
-from .engine import Entry, Job, Tree, Unit, Writer, as_json, files_below, read_listing
+from .engine import Job, as_json
 from .errors import PrepareError, Status
 from .pool import Meter
+from .units import Entry, Tree, Unit, Writer, files_below, read_listing
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from .archives import Folder, Tar, check_md5
-from .engine import MANIFEST, Job, Unit, Writer, read_listing, some
+from .engine import MANIFEST, Job
 from .errors import PrepareError, Status
 from .sources import IMAGE_BYTES, TEST_IMAGES, VAL_NAME, Kaggle, Source, Truth
+from .units import Unit, Writer, read_listing, some
 
 
 @dataclass(frozen=True)

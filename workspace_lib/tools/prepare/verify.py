@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .engine import MANIFEST, Job, Tree, as_json, files_below, read_listing
+from .engine import MANIFEST, Job, as_json
 from .errors import PrepareError, Status
 from .pool import Meter, Pool
+from .units import Tree, files_below, read_listing
 
 BLOCK = 1 << 20
 
