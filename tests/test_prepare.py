@@ -648,7 +648,7 @@ def test_packing_takes_little_memory_however_large_a_class_is(tmp_path):
 
     def fill(writer: units.Writer) -> None:
         for name in names:
-            writer.add(name, [data])
+            writer.add(name, data)
     with job:
         job.build([units.Unit('train/n0', 1, 40, fill)], '')
         packed = copies.Packed(job, ['train/n0'], 'train_short600.pack', images.Size('short', 600))

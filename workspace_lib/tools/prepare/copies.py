@@ -56,14 +56,16 @@ def threads_each(workers: int, units: Sequence[str]) -> int:
 def fill_resized(writer: Writer, tree: Tree, unit: str, size: Size, threads: int) -> None:
     from .images import shrunk_jpeg
     for entry, jpeg in _pictures(shrunk_jpeg, tree, unit, size, threads):
-        writer.add(entry.name, [jpeg])
+        writer.add(entry.name, jpeg)
 
 
 def _pictures(work: Any, tree: Tree, unit: str, size: Size, threads: int) -> Iterator[tuple[Entry, Any]]:
     """`work` of each picture of a unit, in order; a few at a time, so that memory stays flat."""
+    from .images import one_thread
     entries, folder = read_listing(tree.listing(unit)), tree.folder(unit)
     if threads == 1:
-        yield from ((entry, _picture(work, folder / entry.name, size)) for entry in entries)
+        with one_thread():  # the processes fill the cores by themselves
+            yield from ((entry, _picture(work, folder / entry.name, size)) for entry in entries)
         return
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(entries), 8 * threads):

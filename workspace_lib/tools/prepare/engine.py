@@ -19,7 +19,7 @@ from typing import Any
 from .disk import Disk
 from .errors import PrepareError, Status, bytes_text, damaged_record
 from .pool import Pool
-from .units import COPIES, Tree, Unit, build_task, is_done_task
+from .units import COPIES, Tree, Unit, build_task, gathered, is_done_task
 
 MANIFEST = 'meta/manifest.json'
 LOCK_PATIENCE = 3.0  # seconds: the workers of a run that was killed end a moment after it
@@ -152,9 +152,9 @@ class Job:
         digest = hashlib.sha256()
 
         def summed() -> Iterator[bytes]:
-            for chunk in chunks:
-                digest.update(chunk)
-                yield chunk
+            for block in gathered(chunks):
+                digest.update(block)
+                yield block
         self.disk.make_folder(path.parent)
         self.disk.replace(path, summed())
         return digest.hexdigest()

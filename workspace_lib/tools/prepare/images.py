@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -33,6 +35,17 @@ class Size:
             return height, width
         scale = self.pixels / now
         return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """OpenCV works in the thread that calls it, and not on all cores at once."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .disk import Disk
 from .errors import PrepareError, Status, damaged_record
 from .pool import Meter
 
 COPIES = 'copies'  # in the work folder; kept by every run until one is finished
+BLOCK = 1 << 20  # bytes that are read or written at once
+_NEVER = re.compile(r'[\\\0\n]')  # in a name
 
 
 @dataclass(frozen=True)
@@ -87,29 +90,40 @@ class Writer:
     def __init__(self, folder: Path, disk: Disk, meter: Meter, count_files: bool = False) -> None:
         self.folder, self.disk, self.meter, self.count_files = folder, disk, meter, count_files
         self.entries: list[Entry] = []
-        self._made: set[Path] = set()
+        self._made: set[str] = set()
 
-    def add(self, name: str, chunks: Iterable[bytes]) -> None:
+    def add(self, name: str, data: bytes) -> None:
         """One file; `name` is a path below the unit's folder."""
-        path = self.folder / safe_name(name)
-        if path.parent not in self._made:
-            self.disk.make_folder(path.parent)
-            self._made.add(path.parent)
+        self._write(name, [data])
+        self._note(Entry(hashlib.sha256(data).hexdigest(), len(data), name), 1 if self.count_files else len(data))
+
+    def stream(self, name: str, pieces: Iterable[bytes]) -> None:
+        """One file that is larger than memory."""
         digest, size = hashlib.sha256(), 0
 
-        def counted() -> Iterator[bytes]:
+        def summed() -> Iterator[bytes]:
             nonlocal size
-            for chunk in chunks:
-                digest.update(chunk)
-                size += len(chunk)
-                yield chunk
-                self.meter.add(0 if self.count_files else len(chunk))
+            for block in gathered(pieces):
+                digest.update(block)
+                size += len(block)
+                self.meter.add(0 if self.count_files else len(block))
+                yield block
+        self._write(name, summed())
+        self._note(Entry(digest.hexdigest(), size, name), int(self.count_files))
+
+    def _write(self, name: str, blocks: Iterable[bytes]) -> None:
+        path, parent = self.folder / safe_name(name), name.rpartition('/')[0]
+        if parent not in self._made:
+            self.disk.make_folder(path.parent)
+            self._made.add(parent)
         try:
-            self.disk.write(path, counted())
+            self.disk.write(path, blocks)
         except FileExistsError:
             raise PrepareError(f'the archive holds {name} twice', Status.ARCHIVE) from None
-        self.entries.append(Entry(digest.hexdigest(), size, name))
-        self.meter.add(int(self.count_files))
+
+    def _note(self, entry: Entry, amount: int) -> None:
+        self.entries.append(entry)
+        self.meter.add(amount)
 
     def listing(self) -> bytes:
         return ''.join(map(str, sorted(self.entries, key=lambda entry: entry.name))).encode()
@@ -117,11 +131,22 @@ class Writer:
 
 def safe_name(name: str) -> str:
     """`name`, if it stays below the folder that it is put in."""
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith('/') or '..' in parts or any(c in name for c in '\\\0\n'):
+    if not name.strip('./') or name[0] == '/' or '..' in name.split('/') or _NEVER.search(name):
         raise PrepareError(f'the archive holds {name!r}, which would land outside the target; it is not unpacked',
                            Status.ARCHIVE)
     return name
+
+
+def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks: each costs a call to the system, whether it is a line or a megabyte."""
+    block = bytearray()
+    for piece in pieces:
+        block += piece
+        if len(block) >= BLOCK:
+            yield bytes(block)
+            block.clear()
+    if block:
+        yield bytes(block)
 
 
 def read_listing(path: Path) -> list[Entry]:

@@ -12,9 +12,7 @@ from typing import Any
 from .engine import MANIFEST, Job, as_json
 from .errors import PrepareError, Status
 from .pool import Meter, Pool
-from .units import Tree, files_below, read_listing
-
-BLOCK = 1 << 20
+from .units import BLOCK, Tree, files_below, read_listing
 
 
 @dataclass(frozen=True)
