@@ -4,9 +4,9 @@ much memory. Exit status 1 where an aim is missed.
     python benchmarks/bench_prepare.py                        # 2 GB of archives, 23 GB of disk for a while
     python benchmarks/bench_prepare.py --size 0.2 --rounds 1 --folder /mnt/data
 
-Contestants take turns (A B A B ...); the archives are out of the page cache before each turn. What they leave is removed
-at the end and not between turns: ext4 hands no inode out again within minutes, but looks at each, so that whoever comes
-after a thousand deletions pays for them (a third of our time, once).
+Contestants take turns (A B A B ...); the archives are out of the page cache before each turn. What they leave is
+removed at the end and not between turns: ext4 hands no inode out again for minutes, but looks at each of those for
+every new file, so that whoever comes after thousands of deletions pays for them.
 """
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 20
+LEAST = 2.0  # GB
 VAL_SHARE = 6.7 / 148  # of the bytes, as in the real archives
 USUAL = r'''
 set -e
@@ -252,6 +253,9 @@ def main() -> int:
         bench = Bench(folder, generate(folder / 'archives', args.size * 1e9, images))
         aims = [*unpacking(bench, args.rounds), *copying(bench, images, args.rounds, cores)]
     print()
+    if args.size < LEAST:
+        print(f'the aims are for archives of {LEAST:g} GB and more')
+        return 0
     for text, is_met in aims:
         print(f'{"met   " if is_met else "MISSED"}  {text}')
     return int(not all(is_met for _, is_met in aims))
@@ -270,8 +274,8 @@ def unpacking(bench: Bench, rounds: int) -> list[tuple[str, bool]]:
           f'over the copy: {copy / ours:.2f}')
     print(f'MD5 before the first run: {md5_rate(bench.archives / "ILSVRC2012_img_train.tar") / 1e6:.0f} MB/s, one core')
     print(f'memory of all processes at most: {bench.peak / 1e6:.0f} MB')
-    return [(f'unpacking: 3x the usual script ({usual / 3:.2f} s) or 0.8 of the copy ({copy / 0.8:.2f} s), whichever is '
-             f'lower: {ours:.2f} s', ours <= max(usual / 3, copy / 0.8))]
+    return [(f'unpacking in {ours:.2f} s: 3x as fast as the usual script ({usual / 3:.2f} s), or 0.8 as fast as the '
+             f'copy ({copy / 0.8:.2f} s)', ours <= max(usual / 3, copy / 0.8))]
 
 
 def copying(bench: Bench, images: list[bytes], rounds: int, cores: int) -> list[tuple[str, bool]]:

@@ -1005,6 +1005,18 @@ def test_the_script_hands_over_and_nothing_loads_torch(tmp_path):
     assert done.returncode == 3 and 'lacks ILSVRC2012_devkit_t12.tar.gz' in done.stderr
 
 
+def test_the_script_prepares_a_whole_tree(made, whole, tmp_path):
+    if not (ROOT / '.venv/bin/python').exists():
+        pytest.skip('no .venv beside the checkout')
+    mini.make_official(tmp_path / 'miniature', made[1])
+    env = {key: value for key, value in os.environ.items() if key != 'LAB_DEVICE'}
+    done = subprocess.run([str(ROOT / 'scripts/prepare_imagenet.sh'), str(made[0]), str(tmp_path / 'tree'), '--pack',
+                           '--resize', '24'], env={**env, 'PYTHONPATH': str(tmp_path / 'miniature')},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert mini.tree_of(tmp_path / 'tree') == mini.tree_of(whole)
+
+
 def test_a_container_uses_its_own_python(tmp_path):
     (tmp_path / 'python').write_text('#!/bin/sh\necho "the container\'s: $*"\n')
     (tmp_path / 'python').chmod(0o755)

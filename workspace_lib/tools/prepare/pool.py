@@ -93,8 +93,8 @@ class Pool:
             return self._spread(function, [task], bar)[0]
 
     def _spread(self, function: Callable[..., Any], tasks: Sequence[tuple], bar: tqdm) -> list[Any]:
-        meter = Meter()
-        with ProcessPoolExecutor(min(self.workers + SPARE, len(tasks)) or 1, _processes, _begin, (meter, os.getpid())) as pool:
+        meter, count = Meter(), min(self.workers + SPARE, len(tasks)) or 1
+        with ProcessPoolExecutor(count, _processes, _begin, (meter, os.getpid())) as pool:
             futures = [pool.submit(_call, function, task) for task in tasks]
             pending: set[Any] = set(futures)
             try:
