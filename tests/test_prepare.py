@@ -23,6 +23,7 @@ import pytest
 
 from workspace_lib.datasets import ImageNet, decode
 from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, images, prepare_imagenet, units, verify_tree
+from workspace_lib.tools.prepare.archives import Tar
 from workspace_lib.tools.prepare.disk import Disk
 from workspace_lib.tools.prepare.errors import MEANING, system_errors
 from workspace_lib.tools.prepare.sources import ImageNetFacts, find_source, read_devkit
@@ -1045,5 +1046,28 @@ def test_a_zero_size_member_is_an_empty_file(tmp_path):
         mini.add(tar, 'a', b'')
         mini.add(tar, 'b', b'1')
     (tmp_path / 'x.tar').write_bytes(out.getvalue())
-    from workspace_lib.tools.prepare.archives import Tar
     assert [(name, read()) for name, read in Tar(tmp_path / 'x.tar').images()] == [('a', b''), ('b', b'1')]
+
+
+@pytest.mark.parametrize('form', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_is_read_as_tarfile_reads_it(tmp_path, form):
+    long, settings = f'{"x" * 99}/{"y" * 90}', {'comment': 'for all'} if form == tarfile.PAX_FORMAT else None
+    with tarfile.open(tmp_path / 'x.tar', 'w', format=form, pax_headers=settings) as tar:
+        for name in ('b', 'a', f'd/{"n" * 98}', long, '\u00e9', 'c'):
+            mini.add(tar, name, name.encode() * 300)
+    with tarfile.open(tmp_path / 'x.tar') as tar:
+        expected = [(member.name, member.offset_data, member.size) for member in tar]
+    assert [*Tar(tmp_path / 'x.tar').members()] == expected
+
+
+@pytest.mark.parametrize('at, value', [(124, b'8'), (148, b'9'), (0, b'z'), (257, b'x'), (156, b'Q')])
+def test_a_changed_byte_in_a_header_is_found(tmp_path, at, value):
+    with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
+        for name in 'abc':
+            mini.add(tar, name, b'1')
+    data = bytearray((tmp_path / 'x.tar').read_bytes())
+    data[1024 + at:1025 + at] = value
+    (tmp_path / 'x.tar').write_bytes(data)
+    with pytest.raises(PrepareError, match='is damaged: .* at byte 1,024') as caught:
+        [*Tar(tmp_path / 'x.tar').members()]
+    assert caught.value.status == Status.ARCHIVE

@@ -196,7 +196,7 @@ class Tar:
 def _plain_member(tar: tarfile.TarFile, window: _Window) -> tarfile.TarInfo | None:
     """The next member where its header is that of a plain file and nothing else, which tarfile takes 10 times as long
     to find out. None: tarfile is to look at it, as it is to look at the first."""
-    if not tar.offset or tar.pax_headers:  # type: ignore[attr-defined]
+    if tar.firstmember or tar.pax_headers:  # type: ignore[attr-defined] # the first, read already; settings for all
         return None
     window.seek(tar.offset)
     header = window.read(tarfile.BLOCKSIZE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -65,20 +66,24 @@ def _pictures(work: Any, tree: Tree, unit: str, size: Size, threads: int) -> Ite
     entries, folder = read_listing(tree.listing(unit)), tree.folder(unit)
     if threads == 1:
         with one_thread():  # the processes fill the cores by themselves
-            yield from ((entry, _picture(work, folder / entry.name, size)) for entry in entries)
+            yield from ((entry, _picture(work, folder, entry, size)) for entry in entries)
         return
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(entries), 8 * threads):
             some = entries[start:start + 8 * threads]
-            yield from zip(some, pool.map(lambda entry: _picture(work, folder / entry.name, size), some), strict=True)
+            yield from zip(some, pool.map(lambda entry: _picture(work, folder, entry, size), some), strict=True)
 
 
-def _picture(work: Any, path: Path, size: Size) -> Any:
+def _picture(work: Any, folder: Path, entry: Entry, size: Size) -> Any:
+    path = f'{folder}/{entry.name}'
+    file = os.open(path, os.O_RDONLY)
     try:
-        return work(path.read_bytes(), size, str(path))
+        return work(os.read(file, entry.size), size, path)
     except ValueError as error:
         raise PrepareError(f'{error}; no copy can be made of it. If it is as it came (--verify), leave the copy out',
                            Status.ARCHIVE) from error
+    finally:
+        os.close(file)
 
 
 class Packed:
@@ -191,7 +196,7 @@ def _shapes(meter: Meter, tree: Tree, unit: str, size: Size) -> list[tuple[bytes
     below = unit.partition('/')[2]
     found = []
     for entry in read_listing(tree.listing(unit)):
-        height, width = _picture(shape_of, tree.folder(unit) / entry.name, size)
+        height, width = _picture(shape_of, tree.folder(unit), entry, size)
         found.append(((f'{below}/{entry.name}' if below else entry.name).encode(), height, width))
         meter.add(1)
     return found

@@ -64,11 +64,11 @@ def plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def pixels_of(data: bytes, name: str) -> np.ndarray:
-    """uint8 (H, W, 3) in BGR order. ValueError names the file."""
+def pixels_of(data: bytes, name: str, is_plain: bool | None = None) -> np.ndarray:
+    """uint8 (H, W, 3) in BGR order. ValueError names the file. `is_plain`: of a plain JPEG, where that is known."""
     if not data:
         raise ValueError(f'{name}: the file is empty')
-    if plain_jpeg_shape(data):
+    if plain_jpeg_shape(data) if is_plain is None else is_plain:
         try:
             return simplejpeg.decode_jpeg(data, 'BGR')
         except ValueError as error:  # also where libjpeg only warns, so OpenCV has the last word
@@ -95,9 +95,9 @@ def shape_of(data: bytes, size: Size, name: str) -> tuple[int, int]:
     return size.of(*(plain_jpeg_shape(data) or pixels_of(data, name).shape[:2]))
 
 
-def shrunk(data: bytes, size: Size, name: str) -> np.ndarray:
+def shrunk(data: bytes, size: Size, name: str, is_plain: bool | None = None) -> np.ndarray:
     """The picture within `size`: uint8 (H, W, 3) BGR, averaged over areas, so that nothing aliases."""
-    img = pixels_of(data, name)
+    img = pixels_of(data, name, is_plain)
     height, width = size.of(*img.shape[:2])
     if (height, width) == img.shape[:2]:
         return img
@@ -109,7 +109,7 @@ def shrunk_jpeg(data: bytes, size: Size, name: str) -> bytes:
     shape = plain_jpeg_shape(data)
     if shape is not None and size.of(*shape) == shape:
         return data
-    done, jpeg = cv2.imencode('.jpg', shrunk(data, size, name), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    done, jpeg = cv2.imencode('.jpg', shrunk(data, size, name, shape is not None), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:
         raise ValueError(f'{name}: OpenCV cannot write it as JPEG')
     return jpeg.tobytes()

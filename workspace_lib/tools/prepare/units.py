@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .disk import Disk
 from .errors import PrepareError, Status, damaged_record
@@ -72,8 +73,7 @@ class Unit:
     fill: Callable[[Writer], None]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A line of a listing."""
 
     digest: str
