@@ -117,11 +117,11 @@ lint: venv ## ruff, mypy; hadolint, shellcheck, yamllint, the Compose schema
 	@status=0; $(PY) -m ruff check . || status=1; $(PY) -m mypy || status=1; scripts/lint_stack.sh || status=1; exit $$status
 
 bench: ## run the benchmarks that need no GPU
-	@for script in benchmarks/*.py; do \
+	@status=0; for script in benchmarks/*.py; do \
 	  case $$script in *gpu*) continue;; esac; \
 	  [ -f "$$script" ] || { echo 'No benchmarks yet.'; exit 0; }; \
-	  echo "== $$script"; $(SET_UP_AND_RUN) python "$$script" || exit 1; \
-	done
+	  echo "== $$script"; $(SET_UP_AND_RUN) python "$$script" || status=1; \
+	done; exit $$status
 
 clean: ## remove .venv, caches and the lab's state (asks first)
 	@read -r -p 'Remove .venv, .venv-peer, .lab, build and tool caches? Data, checkpoints and notebooks stay. [y/N] ' answer; \

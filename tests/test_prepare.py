@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, image
 from workspace_lib.tools.prepare.archives import Tar
 from workspace_lib.tools.prepare.disk import Disk
 from workspace_lib.tools.prepare.errors import MEANING, system_errors
+from workspace_lib.tools.prepare.pool import Meter, Pool
 from workspace_lib.tools.prepare.sources import ImageNetFacts, find_source, read_devkit
 
 ROOT = Path(engine.__file__).parents[3]
@@ -1071,3 +1073,42 @@ def test_a_changed_byte_in_a_header_is_found(tmp_path, at, value):
     with pytest.raises(PrepareError, match='is damaged: .* at byte 1,024') as caught:
         [*Tar(tmp_path / 'x.tar').members()]
     assert caught.value.status == Status.ARCHIVE
+
+
+three = multiprocessing.get_context('fork').Barrier(3)
+
+
+def meet(meter: Meter) -> int:
+    """Comes back once three processes are here."""
+    return three.wait(30)
+
+
+def test_a_spare_process_works_while_another_waits_for_the_disk():
+    assert sorted(Pool(2, show_progress=False).run(meet, [()] * 3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_all_that_was_done_is_counted_though_not_at_once(workers, capsys):
+    Pool(workers).run(add_ones, [(700,), (77,)], 'counted', 777, ' images')
+    assert '777/777' in capsys.readouterr().err
+
+
+def add_ones(meter: Meter, count: int) -> None:
+    for _ in range(count):
+        meter.add(1)
+
+
+def test_lines_are_written_in_blocks(monkeypatch):
+    monkeypatch.setattr(units, 'BLOCK', 10)
+    assert [*units.gathered([b'12345', b'678', b'', b'9012', b'3'])] == [b'123456789012', b'3']
+
+
+def test_opencv_has_its_threads_again_after_a_copy(whole, tmp_path):
+    from workspace_lib.tools.prepare import copies
+    before, tree, seen = cv2.getNumThreads(), units.Tree(whole), []
+
+    def work(*args: Any) -> None:
+        seen.append(cv2.getNumThreads())
+    for _ in copies._pictures(work, tree, f'train/{mini.wnids()[0]}', images.Size('short', 24), 1):
+        pass
+    assert {*seen} == {1} and cv2.getNumThreads() == before

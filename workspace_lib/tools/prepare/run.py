@@ -34,7 +34,7 @@ class Settings:
     """What both data sets have in common.
 
     Args:
-        workers: processes; None: one for each core this process may use. 1: none but this one.
+        workers: cores; None: all that this process may use. 1: no process but this one; else a spare one is added.
         short, long: make a training copy whose shorter (longer) side has so many pixels.
         pack: make each copy as a raw map, too.
         progress: bars on stderr.
