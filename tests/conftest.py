@@ -1,6 +1,7 @@
 """What several test modules share: a config file from text, the folder of real samples, quiet threads."""
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,17 @@ import pytest
 
 # Before torch is imported: on two cores a thread pool per process slows tests with worker processes down.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+@pytest.fixture(autouse=True)
+def logger_as_imported() -> None:
+    """A command that another test ran sets the library's logger up for a terminal, and `caplog` hears it no more."""
+    logger = logging.getLogger('workspace_lib')
+    for handler in [*logger.handlers]:
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture

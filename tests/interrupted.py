@@ -30,7 +30,7 @@ from workspace_lib.resume import damage_of
 LENGTH, ITERATIONS = 8, 32  # batches of an epoch, and of the run; the accumulation over 3 divides neither
 CONFIG = '''
 model = dict(
-    type='ImageClassifier', backbone=dict(type='Dropping'), neck=dict(type='GlobalAveragePooling'),
+    type='ImageClassifier', backbone=dict(type='DroppingNet'), neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=3, in_channels=8, topk=(1, ),
               loss=dict(type='CrossEntropyLoss', use_soft=True)),
     train_cfg=dict(augments=[dict(type='BatchMixup', alpha=0.2, num_classes=3, prob=0.5),
@@ -69,7 +69,7 @@ custom_hooks = [dict(type='EMAHook', momentum=0.1, warm_up=3)]
 
 
 @BACKBONES.register_module(force=True)
-class Dropping(nn.Module):
+class DroppingNet(nn.Module):
     """Convolution, BatchNorm, dropout."""
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -22,9 +23,11 @@ import numpy as np
 import pytest
 
 from workspace_lib.datasets import ImageNet, decode
-from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, images, prepare_imagenet, verify_tree
+from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, images, prepare_imagenet, units, verify_tree
+from workspace_lib.tools.prepare.archives import Tar
 from workspace_lib.tools.prepare.disk import Disk
 from workspace_lib.tools.prepare.errors import MEANING, system_errors
+from workspace_lib.tools.prepare.pool import Meter, Pool
 from workspace_lib.tools.prepare.sources import ImageNetFacts, find_source, read_devkit
 
 ROOT = Path(engine.__file__).parents[3]
@@ -642,15 +645,15 @@ def test_packing_takes_little_memory_however_large_a_class_is(tmp_path):
     import tracemalloc
 
     from workspace_lib.tools.prepare import copies
-    data, tree = mini.picture(1, size=(600, 600)), engine.Tree(tmp_path)
+    data, tree = mini.picture(1, size=(600, 600)), units.Tree(tmp_path)
     job = engine.Job(tmp_path, {}, 1, Disk(), show_progress=False, say=lambda line: None)
     names = [f'n0_{number}.JPEG' for number in range(40)]  # 43 MB of pixels
 
-    def fill(writer: engine.Writer) -> None:
+    def fill(writer: units.Writer) -> None:
         for name in names:
-            writer.add(name, [data])
+            writer.add(name, data)
     with job:
-        job.build([engine.Unit('train/n0', 1, 40, fill)], '')
+        job.build([units.Unit('train/n0', 1, 40, fill)], '')
         packed = copies.Packed(job, ['train/n0'], 'train_short600.pack', images.Size('short', 600))
         tracemalloc.start()
         packed.make()
@@ -1005,6 +1008,18 @@ def test_the_script_hands_over_and_nothing_loads_torch(tmp_path):
     assert done.returncode == 3 and 'lacks ILSVRC2012_devkit_t12.tar.gz' in done.stderr
 
 
+def test_the_script_prepares_a_whole_tree(made, whole, tmp_path):
+    if not (ROOT / '.venv/bin/python').exists():
+        pytest.skip('no .venv beside the checkout')
+    mini.make_official(tmp_path / 'miniature', made[1])
+    env = {key: value for key, value in os.environ.items() if key != 'LAB_DEVICE'}
+    done = subprocess.run([str(ROOT / 'scripts/prepare_imagenet.sh'), str(made[0]), str(tmp_path / 'tree'), '--pack',
+                           '--resize', '24'], env={**env, 'PYTHONPATH': str(tmp_path / 'miniature')},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert mini.tree_of(tmp_path / 'tree') == mini.tree_of(whole)
+
+
 def test_a_container_uses_its_own_python(tmp_path):
     (tmp_path / 'python').write_text('#!/bin/sh\necho "the container\'s: $*"\n')
     (tmp_path / 'python').chmod(0o755)
@@ -1033,5 +1048,67 @@ def test_a_zero_size_member_is_an_empty_file(tmp_path):
         mini.add(tar, 'a', b'')
         mini.add(tar, 'b', b'1')
     (tmp_path / 'x.tar').write_bytes(out.getvalue())
-    from workspace_lib.tools.prepare.archives import Tar
     assert [(name, read()) for name, read in Tar(tmp_path / 'x.tar').images()] == [('a', b''), ('b', b'1')]
+
+
+@pytest.mark.parametrize('form', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_is_read_as_tarfile_reads_it(tmp_path, form):
+    long, settings = f'{"x" * 99}/{"y" * 90}', {'comment': 'for all'} if form == tarfile.PAX_FORMAT else None
+    with tarfile.open(tmp_path / 'x.tar', 'w', format=form, pax_headers=settings) as tar:
+        for name in ('b', 'a', f'd/{"n" * 98}', long, '\u00e9', 'c'):
+            mini.add(tar, name, name.encode() * 300)
+    with tarfile.open(tmp_path / 'x.tar') as tar:
+        expected = [(member.name, member.offset_data, member.size) for member in tar]
+    assert [*Tar(tmp_path / 'x.tar').members()] == expected
+
+
+@pytest.mark.parametrize('at, value', [(124, b'8'), (148, b'9'), (0, b'z'), (257, b'x'), (156, b'Q')])
+def test_a_changed_byte_in_a_header_is_found(tmp_path, at, value):
+    with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
+        for name in 'abc':
+            mini.add(tar, name, b'1')
+    data = bytearray((tmp_path / 'x.tar').read_bytes())
+    data[1024 + at:1025 + at] = value
+    (tmp_path / 'x.tar').write_bytes(data)
+    with pytest.raises(PrepareError, match='is damaged: .* at byte 1,024') as caught:
+        [*Tar(tmp_path / 'x.tar').members()]
+    assert caught.value.status == Status.ARCHIVE
+
+
+three = multiprocessing.get_context('fork').Barrier(3)
+
+
+def meet(meter: Meter) -> int:
+    """Comes back once three processes are here."""
+    return three.wait(30)
+
+
+def test_a_spare_process_works_while_another_waits_for_the_disk():
+    assert sorted(Pool(2, show_progress=False).run(meet, [()] * 3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_all_that_was_done_is_counted_though_not_at_once(workers, capsys):
+    Pool(workers).run(add_ones, [(700,), (77,)], 'counted', 777, ' images')
+    assert '777/777' in capsys.readouterr().err
+
+
+def add_ones(meter: Meter, count: int) -> None:
+    for _ in range(count):
+        meter.add(1)
+
+
+def test_lines_are_written_in_blocks(monkeypatch):
+    monkeypatch.setattr(units, 'BLOCK', 10)
+    assert [*units.gathered([b'12345', b'678', b'', b'9012', b'3'])] == [b'123456789012', b'3']
+
+
+def test_opencv_has_its_threads_again_after_a_copy(whole, tmp_path):
+    from workspace_lib.tools.prepare import copies
+    before, tree, seen = cv2.getNumThreads(), units.Tree(whole), []
+
+    def work(*args: Any) -> None:
+        seen.append(cv2.getNumThreads())
+    for _ in copies._pictures(work, tree, f'train/{mini.wnids()[0]}', images.Size('short', 24), 1):
+        pass
+    assert {*seen} == {1} and cv2.getNumThreads() == before

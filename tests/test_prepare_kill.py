@@ -18,7 +18,7 @@ import mini_ilsvrc as mini
 import pytest
 import scipy.io  # noqa: F401
 
-from workspace_lib.tools.prepare import PrepareError, copies, engine, prepare_imagenet
+from workspace_lib.tools.prepare import PrepareError, copies, engine, prepare_imagenet, units
 from workspace_lib.tools.prepare.disk import Disk
 
 OPTIONS = ['--resize', '24', '--pack', '--no-progress']
@@ -243,10 +243,10 @@ RECORD = "    disk.replace(tree.listing(record), [str(entry).encode()])\n"
 DAMAGED, FOREIGN, OTHER = 'has changed since it was made', 'is there already', 'the power was cut at operation'
 # Module, function, what is changed in its source, and how the harm comes out.
 MUTANTS: dict[str, tuple[Any, Callable, list[tuple[str, str]], str]] = {
-    'renamed before it is synced': (engine, engine.build, [
+    'renamed before it is synced': (units, units.build, [
         (SYNC, ''), (LAST, LAST + '    disk.sync(tree.dest)\n')], DAMAGED),
-    'never synced': (engine, engine.build, [(SYNC, '')], DAMAGED),
-    'the folder has its name before its listing': (engine, engine.build, [
+    'never synced': (units, units.build, [(SYNC, '')], DAMAGED),
+    'the folder has its name before its listing': (units, units.build, [
         ('    disk.rename(draft, listing)\n    disk.sync_folder(listing.parent)\n', ''),
         (LAST, LAST + '    disk.rename(draft, listing)\n')], FOREIGN),
     'recorded before the pixels are synced': (copies, copies._fill_region, [
@@ -256,7 +256,7 @@ MUTANTS: dict[str, tuple[Any, Callable, list[tuple[str, str]], str]] = {
          '    data, first = bytes(piece), at\n    digest.update(data)\n    at += len(data)\n    entry'),
         ('    disk.sync(pixels.parent)\n' + RECORD,
          RECORD + '    disk.write_at(pixels, first, data)\n    disk.sync(pixels.parent)\n')], OTHER),
-    'a folder that is there counts as done': (engine, engine.is_done, [
+    'a folder that is there counts as done': (units, units.is_done, [
         ('    if not listing.exists():', '    if folder.exists():\n        return True\n    if not listing.exists():')],
                                                'No such file or directory: .*/units/'),
 }
@@ -265,9 +265,9 @@ MUTANTS: dict[str, tuple[Any, Callable, list[tuple[str, str]], str]] = {
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     module, function, changes, _ = MUTANTS[request.param]
-    if function is engine.is_done:  # which does harm only where folders are filled in their place
-        monkeypatch.setattr(engine.Tree, 'unfinished', engine.Tree.folder)
-        monkeypatch.setattr(engine, 'build', mutant(engine.build, (
+    if function is units.is_done:  # which does harm only where folders are filled in their place
+        monkeypatch.setattr(units.Tree, 'unfinished', units.Tree.folder)
+        monkeypatch.setattr(units, 'build', mutant(units.build, (
             '    disk.rename(folder, tree.folder(unit.name))\n', '')))
     monkeypatch.setattr(module, function.__name__, mutant(function, *changes))
 

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -25,6 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import mini_ilsvrc as mini  # noqa: E402
 
 CHECKOUT = Path(os.environ.get('LAB_CHECKOUT', '/nonexistent'))
 NAME = 'workspace-lab'
@@ -215,6 +219,27 @@ class TestBox:
         assert 'Read-only' in run('docker', 'exec', NAME, 'touch', '/dataset/x', check=False).stderr
         done = run('scripts/front.sh', 'compose', '--', 'run', '--rm', '-T', 'prepare', 'touch', '/dataset/written')
         assert done.returncode == 0 and (CHECKOUT / 'datasets' / 'written').stat().st_uid == OWNER
+
+    def test_service_prepares_imagenet_with_the_script_and_the_tree_is_the_persons(self, up):
+        datasets = CHECKOUT / 'datasets'
+        facts = mini.make(datasets / 'archives')
+        mini.make_official(datasets / 'miniature', facts)
+        words = ['scripts/front.sh', 'compose', '--', '--profile', 'prepare', 'run', '--rm', '-T']
+        script = ['prepare', 'scripts/prepare_imagenet.sh', '/dataset/archives', '/dataset/imagenet', '--no-progress']
+        refused = run(*words, *script, check=False)
+        assert refused.returncode == 3 and 'the official ILSVRC2012_devkit_t12.tar.gz has 2,568,634' in refused.stderr
+        done = run(*words, '-e', 'PYTHONPATH=/dataset/miniature', *script, '--resize', '24', '--workers', '2')
+        assert f'/dataset/imagenet/train: {facts.train_images} files' in done.stdout
+
+        tree = datasets / 'imagenet'
+        found = {path.relative_to(tree / 'train').as_posix(): path.read_bytes() for path in tree.glob('train/*/*')}
+        assert found == {f'{wnid}/{name}': data for label, wnid in enumerate(mini.wnids())
+                         for name, data in mini.images_of(label).items()}
+        assert len([*tree.glob('train_short24/*/*')]) == len(found)
+        assert (tree / 'meta' / 'val.txt').read_text() == ''.join(
+            f'ILSVRC2012_val_{number:08}.JPEG {label}\n' for number, label in enumerate(mini.val_labels(), 1))
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in (tree, *tree.rglob('*'))} == {(OWNER, OWNER)}
+        assert run(*words, 'prepare', 'scripts/prepare_imagenet.sh', '/dataset/imagenet', '--verify').returncode == 0
 
     def test_token_is_in_no_inspection_no_history_no_log_no_command_line(self, api):
         texts = [

@@ -86,7 +86,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
                         help='also write a training copy whose longer side has LONG pixels')
     parser.add_argument('--pack', action='store_true',
                         help='also write each such copy as one raw uint8 map (large; the fastest to read)')
-    parser.add_argument('--workers', type=int, metavar='N', help='processes; default: one for each core')
+    parser.add_argument('--workers', type=int, metavar='N',
+                        help='cores to use; default: all. Above 1, a spare process has the core of one that waits')
     parser.add_argument('--remove-archives', action='store_true', help='delete the archives at the end (default: kept)')
     parser.add_argument('--no-progress', dest='progress', action='store_false', help='no bars')
     parser.add_argument('--dry-run', action='store_true', help='say sizes and times, write nothing')

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from .archives import Archive, Zip, check_names, part_of
 from .download import download
-from .engine import Tree, Unit, Writer, read_listing
 from .errors import PrepareError, Status
 from .pool import Meter
 from .slim import slim_annotations
+from .units import Tree, Unit, Writer, read_listing
 
 MIRROR = 'http://images.cocodataset.org'  # speaks plain HTTP: the MD5 is what tells
 
@@ -70,16 +70,16 @@ def plan(facts: CocoFacts, folder: Path, splits: tuple[str, ...]) -> list[Unit]:
 
 def fill_images(writer: Writer, source: Zip) -> None:
     for name, read in source.images():
-        writer.add(name, [read()])
+        writer.add(name, read())
 
 
 def fill_annotations(writer: Writer, source: Zip, categories: int) -> None:
     """Those of both splits, so that a split can be added to a tree."""
     for split in SPLITS:
         name = f'instances_{split}2017.json'
-        writer.add(name, source.chunks(name))
+        writer.stream(name, source.chunks(name))
         try:  # around all of it: the pieces are made while they are written
-            writer.add(f'multilabel_{split}2017.json', slim_annotations(writer.folder / name, categories))
+            writer.stream(f'multilabel_{split}2017.json', slim_annotations(writer.folder / name, categories))
         except ValueError as error:
             raise PrepareError(f'{source.path}: {name}: {error}. Fetch the archive again', Status.ARCHIVE) from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .disk import Disk
-from .engine import Entry, Job, Tree, Unit, Writer, as_json, files_below, read_listing
+from .engine import Job, as_json
 from .errors import PrepareError, Status
 from .pool import Meter
+from .units import Entry, Tree, Unit, Writer, files_below, read_listing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,27 +57,33 @@ def threads_each(workers: int, units: Sequence[str]) -> int:
 def fill_resized(writer: Writer, tree: Tree, unit: str, size: Size, threads: int) -> None:
     from .images import shrunk_jpeg
     for entry, jpeg in _pictures(shrunk_jpeg, tree, unit, size, threads):
-        writer.add(entry.name, [jpeg])
+        writer.add(entry.name, jpeg)
 
 
 def _pictures(work: Any, tree: Tree, unit: str, size: Size, threads: int) -> Iterator[tuple[Entry, Any]]:
     """`work` of each picture of a unit, in order; a few at a time, so that memory stays flat."""
+    from .images import one_thread
     entries, folder = read_listing(tree.listing(unit)), tree.folder(unit)
     if threads == 1:
-        yield from ((entry, _picture(work, folder / entry.name, size)) for entry in entries)
+        with one_thread():  # the processes fill the cores by themselves
+            yield from ((entry, _picture(work, folder, entry, size)) for entry in entries)
         return
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(entries), 8 * threads):
             some = entries[start:start + 8 * threads]
-            yield from zip(some, pool.map(lambda entry: _picture(work, folder / entry.name, size), some), strict=True)
+            yield from zip(some, pool.map(lambda entry: _picture(work, folder, entry, size), some), strict=True)
 
 
-def _picture(work: Any, path: Path, size: Size) -> Any:
+def _picture(work: Any, folder: Path, entry: Entry, size: Size) -> Any:
+    path = f'{folder}/{entry.name}'
+    file = os.open(path, os.O_RDONLY)
     try:
-        return work(path.read_bytes(), size, str(path))
+        return work(os.read(file, entry.size), size, path)
     except ValueError as error:
         raise PrepareError(f'{error}; no copy can be made of it. If it is as it came (--verify), leave the copy out',
                            Status.ARCHIVE) from error
+    finally:
+        os.close(file)
 
 
 class Packed:
@@ -188,7 +196,7 @@ def _shapes(meter: Meter, tree: Tree, unit: str, size: Size) -> list[tuple[bytes
     below = unit.partition('/')[2]
     found = []
     for entry in read_listing(tree.listing(unit)):
-        height, width = _picture(shape_of, tree.folder(unit) / entry.name, size)
+        height, width = _picture(shape_of, tree.folder(unit), entry, size)
         found.append(((f'{below}/{entry.name}' if below else entry.name).encode(), height, width))
         meter.add(1)
     return found

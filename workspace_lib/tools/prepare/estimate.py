@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .archives import BLOCK, Archive
+from .archives import Archive
 from .errors import PrepareError, Status, bytes_text
 from .pool import Meter
+from .units import BLOCK
 
 if TYPE_CHECKING:
     from .images import Size

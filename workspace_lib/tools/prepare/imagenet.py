@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from .archives import Folder, Tar, check_md5
-from .engine import MANIFEST, Job, Unit, Writer, read_listing, some
+from .engine import MANIFEST, Job
 from .errors import PrepareError, Status
 from .sources import IMAGE_BYTES, TEST_IMAGES, VAL_NAME, Kaggle, Source, Truth
+from .units import Unit, Writer, read_listing, some
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def fill_class(writer: Writer, images: Tar | Folder, wnid: str, limit: int | Non
     for name, read in images.images():
         if not pattern.fullmatch(name):
             raise PrepareError(f'{name!r} is no image of the class {wnid}', Status.ARCHIVE)
-        writer.add(name, [read()])
+        writer.add(name, read())
         if len(writer.entries) == limit:
             return
     if not writer.entries:
@@ -87,7 +88,7 @@ def fill_val(writer: Writer, images: Tar | Folder, truth: Truth, subset: Subset,
                                Status.ARCHIVE)
         seen.add(number)
         if number in wanted:
-            writer.add(val_path(number, truth, layout), [read()])
+            writer.add(val_path(number, truth, layout), read())
     if missing := {*range(1, len(truth.val) + 1)} - seen:
         raise PrepareError(f'{images.path} lacks {len(missing):,} val images, such as number {min(missing)}',
                            Status.ARCHIVE)
@@ -110,7 +111,7 @@ def val_path(number: int, truth: Truth, layout: str) -> str:
 def fill_flat(writer: Writer, images: Tar | Folder) -> None:
     """The test images, which have no labels; the archive has them in a folder `test`."""
     for name, read in images.images():
-        writer.add(name.removeprefix('test/'), [read()])
+        writer.add(name.removeprefix('test/'), read())
 
 
 def discard_changed(job: Job, source: Source, subset: Subset) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -35,6 +37,17 @@ class Size:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """OpenCV works in the thread that calls it, and not on all cores at once."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
 def plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:
     """Height and width of a JPEG in colour or grey without EXIF data; None for all that needs a closer look."""
     at = 2
@@ -51,11 +64,11 @@ def plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def pixels_of(data: bytes, name: str) -> np.ndarray:
-    """uint8 (H, W, 3) in BGR order. ValueError names the file."""
+def pixels_of(data: bytes, name: str, is_plain: bool | None = None) -> np.ndarray:
+    """uint8 (H, W, 3) in BGR order. ValueError names the file. `is_plain`: of a plain JPEG, where that is known."""
     if not data:
         raise ValueError(f'{name}: the file is empty')
-    if plain_jpeg_shape(data):
+    if plain_jpeg_shape(data) if is_plain is None else is_plain:
         try:
             return simplejpeg.decode_jpeg(data, 'BGR')
         except ValueError as error:  # also where libjpeg only warns, so OpenCV has the last word
@@ -82,9 +95,9 @@ def shape_of(data: bytes, size: Size, name: str) -> tuple[int, int]:
     return size.of(*(plain_jpeg_shape(data) or pixels_of(data, name).shape[:2]))
 
 
-def shrunk(data: bytes, size: Size, name: str) -> np.ndarray:
+def shrunk(data: bytes, size: Size, name: str, is_plain: bool | None = None) -> np.ndarray:
     """The picture within `size`: uint8 (H, W, 3) BGR, averaged over areas, so that nothing aliases."""
-    img = pixels_of(data, name)
+    img = pixels_of(data, name, is_plain)
     height, width = size.of(*img.shape[:2])
     if (height, width) == img.shape[:2]:
         return img
@@ -96,7 +109,7 @@ def shrunk_jpeg(data: bytes, size: Size, name: str) -> bytes:
     shape = plain_jpeg_shape(data)
     if shape is not None and size.of(*shape) == shape:
         return data
-    done, jpeg = cv2.imencode('.jpg', shrunk(data, size, name), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    done, jpeg = cv2.imencode('.jpg', shrunk(data, size, name, shape is not None), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:
         raise ValueError(f'{name}: OpenCV cannot write it as JPEG')
     return jpeg.tobytes()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .archives import Archive, Folder, is_known
 from .coco import part_of
 from .copies import Packed, copy_name, originals, resized
-from .engine import Job, Unit, existing
+from .engine import Job, existing
 from .estimate import (
     ASSUMED_RATE,
     MARGIN,
@@ -24,6 +24,7 @@ from .estimate import (
     sample,
     time_text,
 )
+from .units import Unit
 from .verify import Earlier, write_manifest
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,7 @@ from .errors import PrepareError
 _processes = multiprocessing.get_context('fork')
 _PR_SET_PDEATHSIG = 1
 REDRAW = 0.2  # seconds
+SPARE = 1  # processes beside one for each core: it has the core of one that waits for the disk
 
 
 class Stopped(Exception):
@@ -34,14 +36,24 @@ class Meter:
     def __init__(self, on_add: Callable[[int], object] | None = None) -> None:
         self._amount, self._stop = _processes.Value('q', 0), _processes.RawValue('b', 0)
         self._on_add = on_add
+        self._untold, self._told_at = 0, 0.0  # of this process
 
     def add(self, amount: int) -> None:
+        """Cheap enough for every file: others hear of it a few times a second."""
         if self._stop.value:
             raise Stopped
-        with self._amount.get_lock():
-            self._amount.value += amount
+        self._untold += amount
+        if time.monotonic() - self._told_at > REDRAW / 2:
+            self.tell()
+
+    def tell(self) -> None:
+        """What has been added since the last time; before a process turns to something else."""
+        amount, self._untold, self._told_at = self._untold, 0, time.monotonic()
         if self._on_add:
             self._on_add(amount)
+        else:
+            with self._amount.get_lock():
+                self._amount.value += amount
 
     def stop(self) -> None:
         self._stop.value = 1
@@ -52,7 +64,7 @@ class Meter:
 
 
 class Pool:
-    """Runs functions over tasks in `workers` processes."""
+    """Runs functions over tasks on `workers` cores."""
 
     def __init__(self, workers: int, show_progress: bool = True) -> None:
         self.workers, self.show_progress = workers, show_progress
@@ -64,12 +76,12 @@ class Pool:
         The first exception stops all workers and is raised.
         """
         bar = tqdm(total=total, desc=title, unit=unit, unit_scale=True, disable=not (title and self.show_progress),
-                   mininterval=REDRAW if sys.stderr.isatty() else 30, smoothing=0.1, leave=True)
+                   mininterval=REDRAW if _is_watched() else 30, smoothing=0.1, leave=True)
         tqdm.monitor_interval = 0  # no thread of its own: this process forks
         with bar:
             if self.workers == 1 or len(tasks) == 1:
                 meter = Meter(bar.update)
-                found = [function(meter, *task) for task in tasks]
+                found = [_told(meter, function, task) for task in tasks]
             else:
                 found = self._spread(function, tasks, bar)
             bar.total = bar.n  # it may have been an estimate
@@ -81,8 +93,8 @@ class Pool:
             return self._spread(function, [task], bar)[0]
 
     def _spread(self, function: Callable[..., Any], tasks: Sequence[tuple], bar: tqdm) -> list[Any]:
-        meter = Meter()
-        with ProcessPoolExecutor(min(self.workers, len(tasks)) or 1, _processes, _begin, (meter, os.getpid())) as pool:
+        meter, count = Meter(), min(self.workers + SPARE, len(tasks)) or 1
+        with ProcessPoolExecutor(count, _processes, _begin, (meter, os.getpid())) as pool:
             futures = [pool.submit(_call, function, task) for task in tasks]
             pending: set[Any] = set(futures)
             try:
@@ -102,6 +114,11 @@ class Pool:
         return [future.result() for future in futures]
 
 
+def _is_watched() -> bool:
+    """Whether a line can be written over: in a terminal, or in a notebook, whose kernel says that it is none."""
+    return sys.stderr.isatty() or 'ipykernel' in sys.modules
+
+
 _meter: Meter
 
 
@@ -116,4 +133,11 @@ def _begin(meter: Meter, parent: int) -> None:
 
 
 def _call(function: Callable[..., Any], task: tuple) -> Any:
-    return function(_meter, *task)
+    return _told(_meter, function, task)
+
+
+def _told(meter: Meter, function: Callable[..., Any], task: tuple) -> Any:
+    try:
+        return function(meter, *task)
+    finally:
+        meter.tell()

@@ -12,12 +12,13 @@ from .archives import Archive, Zip, check_md5, check_size, part_of
 from .coco import CocoFacts
 from .disk import Disk
 from .download import check_address
-from .engine import MANIFEST, Job, Unit, Writer, lock, some, unlock
+from .engine import MANIFEST, Job, lock, unlock
 from .errors import PrepareError, Status, system_errors
 from .imagenet import Subset
 from .plan import Plan
 from .pool import Pool
 from .sources import ImageNetFacts, Official, find_source, read_truth
+from .units import Unit, Writer, some
 from .verify import read_manifest, verify
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Settings:
     """What both data sets have in common.
 
     Args:
-        workers: processes; None: one for each core this process may use. 1: none but this one.
+        workers: cores; None: all that this process may use. 1: no process but this one; else a spare one is added.
         short, long: make a training copy whose shorter (longer) side has so many pixels.
         pack: make each copy as a raw map, too.
         progress: bars on stderr.

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .archives import Archive, Folder, Images, Tar, check_names, check_size, damaged
-from .engine import some
 from .errors import PrepareError, Status
 from .pool import Meter
+from .units import some
 
 WNID = re.compile(r'n\d{8}')
 VAL_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .engine import MANIFEST, Job, Tree, as_json, files_below, read_listing
+from .engine import MANIFEST, Job, as_json
 from .errors import PrepareError, Status
 from .pool import Meter, Pool
-
-BLOCK = 1 << 20
+from .units import BLOCK, Tree, files_below, read_listing
 
 
 @dataclass(frozen=True)
