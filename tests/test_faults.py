@@ -461,7 +461,7 @@ def test_out_of_memory_says_batch_peak_and_what_would_fit(data, tmp_path, monkey
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...')
 
     gib = 2**30
-    monkeypatch.setattr(interrupted.Dropping, 'forward', fails)
+    monkeypatch.setattr(interrupted.DroppingNet, 'forward', fails)
     monkeypatch.setattr(recovery, 'memory_of', lambda device: (30 * gib, 20 * gib))
     cfg = config(data)
     cfg.data.samples_per_gpu = 16
