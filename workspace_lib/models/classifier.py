@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import check_known
 from .builder import CLASSIFIERS, build_backbone, build_head, build_neck
 from .init import BaseModule, InitCfg, Sequential
 
@@ -56,8 +57,7 @@ class ImageClassifier(BaseModule):
             stage: 'backbone', a tuple of feature maps (N, C', H', W'), or what a transformer has instead; 'neck', a
                 tuple of vectors (N, C'); 'pre_logits', the one tensor that the last layer gets.
         """
-        if stage not in STAGES:
-            raise ValueError(f'extract_feat got stage={stage!r}; known: {", ".join(STAGES)}')
+        check_known('stage', stage, STAGES, 'extract_feat')
         if not img.is_floating_point():
             raise TypeError(f'the model takes normalised float images, but img is {img.dtype}; '
                             "a loader's device stage normalises what its workers send")

@@ -143,10 +143,8 @@ class VisionTransformerClsHead(ClsHead):
             self.layers.add_module('act', build_activation(act_cfg))
         self.layers.add_module('head', nn.Linear(hidden_dim or in_channels, num_classes))
 
-    def init_weights(self) -> None:
-        started = self._is_init
-        super().init_weights()
-        if self.hidden_dim is not None and not started and not self.is_pretrained:
+    def init_own(self) -> None:
+        if self.hidden_dim is not None:
             truncated_normal(self.layers.pre_logits.weight, std=math.sqrt(1 / self.in_channels))  # LeCun's
             nn.init.zeros_(self.layers.pre_logits.bias)
 

@@ -5,12 +5,12 @@ In: images (N, 3, H, W). Out: a tuple with the feature maps of the stages in `ou
 """
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import nn
 
+from ...arguments import PassesOn
 from ..builder import BACKBONES
 from ..init import KAIMING, InitCfg
 from ..layers import BN, Cfg, ConvModule, NamedNorms, build_conv
@@ -19,7 +19,7 @@ from .staged import StagedBackbone, chosen_stages
 
 
 @BACKBONES.register_module()
-class ResNet(StagedBackbone, NamedNorms):
+class ResNet(PassesOn, StagedBackbone, NamedNorms):
     """ResNet 18, 34, 50, 101 and 152.
 
     Args:
@@ -38,7 +38,7 @@ class ResNet(StagedBackbone, NamedNorms):
         drop_path_rate: stochastic depth, the same for every block.
     """
 
-    arch_settings: ClassVar[dict[int, tuple[type[ResidualBlock], tuple[int, ...]]]] = {
+    arch_settings: ClassVar[dict[int, tuple[Any, tuple[int, ...]]]] = {
         18: (BasicBlock, (2, 2, 2, 2)),
         34: (BasicBlock, (3, 4, 6, 3)),
         50: (Bottleneck, (3, 4, 6, 3)),
@@ -104,27 +104,11 @@ class ResNet(StagedBackbone, NamedNorms):
         """ResNet-50's: (N, 256, H / 4, W / 4) ... (N, 2048, H / 32, W / 32)."""
         return [[getattr(self, name)] for name in self.res_layers]
 
-    def init_weights(self) -> None:
-        started = self._is_init
-        super().init_weights()
-        if started or self.is_pretrained or not self.zero_init_residual:
-            return
-        for block in self.modules():
+    def init_own(self) -> None:
+        for block in self.modules() if self.zero_init_residual else ():
             if isinstance(block, ResidualBlock):
-                for parameter in block.last_norm.parameters():
+                for parameter in block.norm(block.last_norm).parameters():
                     nn.init.zeros_(parameter)
-
-    def __init_subclass__(cls) -> None:
-        """What a relative passes on as **kwargs shows in its signature, so that a misspelt key is noticed."""
-        named: dict[str, inspect.Parameter] = {}
-        for base in cls.__mro__:
-            own = list(inspect.signature(vars(base).get('__init__', cls.__init__)).parameters.values())[1:]
-            for p in own:
-                if p.kind is not p.VAR_KEYWORD:
-                    named.setdefault(p.name, p.replace(kind=p.KEYWORD_ONLY) if base is not cls else p)
-            if not any(p.kind is p.VAR_KEYWORD for p in own):
-                break
-        cls.__signature__ = inspect.Signature(list(named.values()))  # type: ignore[attr-defined]
 
 
 def _check_stages(name: str, num_stages: int, strides: Sequence[int], dilations: Sequence[int]) -> None:
