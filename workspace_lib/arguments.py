@@ -14,7 +14,7 @@ def check_known(name: str, value: Any, known: Collection[Any], owner: Any = '') 
     """ValueError unless `value` is one of the `known`; `owner`: whose argument it is, an object or a name."""
     if value not in known:
         who = owner if isinstance(owner, str) else type(owner).__name__
-        raise ValueError(f'{who} got {name}={value!r}; known: {", ".join(map(str, known))}'.lstrip())
+        raise ValueError(f'{who} got {name}={value!r}; known: {", ".join(map(repr, known))}'.lstrip())
 
 
 def check_number(name: str, value: Any) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import check_known
 from .builder import CLASSIFIERS, build_backbone, build_head, build_neck
 from .init import BaseModule, InitCfg, Sequential
 
@@ -57,7 +56,8 @@ class ImageClassifier(BaseModule):
             stage: 'backbone', a tuple of feature maps (N, C', H', W'), or what a transformer has instead; 'neck', a
                 tuple of vectors (N, C'); 'pre_logits', the one tensor that the last layer gets.
         """
-        check_known('stage', stage, STAGES, 'extract_feat')
+        if stage not in STAGES:
+            raise ValueError(f'extract_feat got stage={stage!r}; known: {", ".join(STAGES)}')
         if not img.is_floating_point():
             raise TypeError(f'the model takes normalised float images, but img is {img.dtype}; '
                             "a loader's device stage normalises what its workers send")

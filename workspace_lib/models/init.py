@@ -137,7 +137,8 @@ def _apply(module: nn.Module, rule: dict[str, Any], layers: list[str] | None) ->
     kind = options.pop('type')
     if kind == 'Pretrained':
         return load_pretrained(module, **options)
-    check_known('type', kind, [*INITIALIZERS, 'Pretrained'], 'init_cfg')
+    if kind not in INITIALIZERS:
+        raise ValueError(f'init_cfg got type={kind!r}; known: {", ".join(INITIALIZERS)}, Pretrained')
     fill, defaults = INITIALIZERS[kind]
     bias = options.pop('bias', 0.)
     prior = options.pop('bias_prob', None)

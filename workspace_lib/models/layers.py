@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..arguments import check_known
 from .init import KAIMING, initialize
 
 Cfg = dict[str, Any]
@@ -77,7 +76,8 @@ def norm_layer(kind: str) -> tuple[type[nn.Module], str]:
 
 
 def _known(section: str, kind: str, table: dict[str, Any]) -> Any:
-    check_known('type', kind, table, section)
+    if kind not in table:
+        raise ValueError(f'{section} got type={kind!r}; known: {", ".join(table)}')
     return table[kind]
 
 

@@ -143,7 +143,8 @@ class LabelSmoothLoss(Loss):
         super().__init__(reduction, loss_weight)
         if not isinstance(label_smooth_val, (int, float)) or not 0 <= label_smooth_val < 1:
             raise ValueError(f'LabelSmoothLoss got label_smooth_val={label_smooth_val!r}; it lies in [0, 1)')
-        check_known('mode', mode, ('original', 'classy_vision', 'multi_label'), self)
+        if mode not in ('original', 'classy_vision', 'multi_label'):
+            raise ValueError(f'LabelSmoothLoss got mode={mode!r}; known: original, classy_vision, multi_label')
         self.label_smooth_val, self.num_classes, self.mode = label_smooth_val, num_classes, mode
 
     def smooth_label(self, label: Tensor, num_classes: int) -> Tensor:
