@@ -45,6 +45,7 @@ class ResNet(PassesOn, StagedBackbone, NamedNorms):
         101: (Bottleneck, (3, 4, 23, 3)),
         152: (Bottleneck, (3, 8, 36, 3)),
     }
+    block_options: Cfg = {}  # what a relative tells its blocks beyond the usual; it sets them before super().__init__
 
     def __init__(self, depth: int, in_channels: int = 3, stem_channels: int = 64, base_channels: int = 64,
                  expansion: int | None = None, num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2),
@@ -68,7 +69,7 @@ class ResNet(PassesOn, StagedBackbone, NamedNorms):
         block, num_blocks = self.arch_settings[depth]
         expansion = expansion or block.expansion
         options = dict(expansion=expansion, style=style, with_cp=with_cp, conv_cfg=conv_cfg, norm_cfg=norm_cfg,
-                       drop_path_rate=drop_path_rate, **self.block_options(base_channels))
+                       drop_path_rate=drop_path_rate, **self.block_options)
         channels, out_channels = stem_channels, base_channels * expansion
         for i in range(num_stages):
             downsample = make_downsample(channels, out_channels, strides[i], avg_down, conv_cfg, norm_cfg)
@@ -80,10 +81,6 @@ class ResNet(PassesOn, StagedBackbone, NamedNorms):
         self.res_layers = [f'layer{i + 1}' for i in range(num_stages)]
         self.feat_dim = channels
         self.freeze(frozen_stages)
-
-    def block_options(self, base_channels: int) -> Cfg:
-        """What a relative of ResNet tells its blocks beyond the usual."""
-        return {}
 
     def _make_stem(self, in_channels: int, channels: int, conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
         if self.deep_stem:
@@ -154,11 +151,8 @@ class ResNeXt(ResNet):
 
     arch_settings = {depth: ResNet.arch_settings[depth] for depth in (50, 101, 152)}
 
-    def __init__(self, depth: int, groups: int = 32, width_per_group: int = 4, **kwargs: Any) -> None:
-        # For block_options, which super().__init__ calls.
-        self.groups, self.width_per_group = groups, width_per_group
-        super().__init__(depth, **kwargs)
-
-    def block_options(self, base_channels: int) -> Cfg:
-        return dict(super().block_options(base_channels), groups=self.groups, width_per_group=self.width_per_group,
-                    base_channels=base_channels)
+    def __init__(self, depth: int, groups: int = 32, width_per_group: int = 4, base_channels: int = 64,
+                 **kwargs: Any) -> None:
+        self.block_options = dict(self.block_options, groups=groups, width_per_group=width_per_group,
+                                  base_channels=base_channels)
+        super().__init__(depth, base_channels=base_channels, **kwargs)
