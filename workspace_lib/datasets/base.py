@@ -109,7 +109,7 @@ class BaseDataset(PassesOn, Dataset):
     CLASSES: Sequence[str] | None = None
 
     def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (),
-                 classes: str | Sequence[str] | None = None, ann_file: str | None = None,
+                 classes: str | Sequence[str] | None = None, ann_file: str | None = None, *,
                  test_mode: bool = False, skip_broken: bool = False) -> None:
         self.data_prefix = osp.expanduser(data_prefix or '')
         self.pipeline = Pipeline(pipeline)

@@ -70,10 +70,11 @@ class StanfordCars(BaseDataset):
     CLASSES = class_names('stanford_cars')
 
     def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (), classes: str | Sequence[str] | None = None,
-                 ann_file: str | None = None, test_mode: bool = False, skip_broken: bool = False) -> None:
+                 ann_file: str | None = None, *, test_mode: bool = False, skip_broken: bool = False) -> None:
         part, file = ('cars_test', 'cars_test_annos_withlabels') if test_mode else ('cars_train', 'cars_train_annos')
         self._annotation = ann_file or osp.join(data_prefix, 'devkit', f'{file}.mat')
-        super().__init__(osp.join(data_prefix, part), pipeline, classes, ann_file, test_mode, skip_broken)
+        super().__init__(osp.join(data_prefix, part), pipeline, classes, ann_file, test_mode=test_mode,
+                         skip_broken=skip_broken)
 
     def load_annotations(self) -> FileInfos:
         try:
