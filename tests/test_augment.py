@@ -296,3 +296,9 @@ def test_a_policy_of_ones_own_is_an_image_step():
     halved = rand(policies=[policy], num_policies=1, magnitude_level=15).transform(PHOTOGRAPHS[0], random.Random(0))
     np.testing.assert_array_equal(halved, PHOTOGRAPHS[0] // 2)
     assert geometry.three(7, 'x') == (7, 7, 7)
+
+
+@pytest.mark.parametrize('kind', ['Shear', 'Translate', 'Rotate', 'Contrast'])
+def test_a_misspelt_setting_of_the_base_class_is_named(kind):
+    with pytest.raises(TypeError, match=f"{kind} has no argument 'random_negativ_prob'; did you mean 'random_negative"):
+        step(kind, **{**STRENGTHS[kind][-1], 'random_negativ_prob': 0.})

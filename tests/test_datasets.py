@@ -401,3 +401,14 @@ def test_real_samples_are_read(samples_dir):
     dataset = ImageNet(str(root), [dict(type='LoadImageFromFile')], ann_file=str(root / 'meta.txt'))
     assert len(dataset) == 200
     assert 'tench' in dataset.CLASSES[dataset[0]['gt_label']]
+
+
+@pytest.mark.parametrize('kind', ['CustomDataset', 'ImageNet', 'ImageNet21k', 'CUB', 'VOC', 'COCO'])
+def test_a_misspelt_setting_of_the_base_class_is_named(folder, kind):
+    with pytest.raises(TypeError, match=f"{kind} has no argument 'tset_mode'; did you mean 'test_mode'"):
+        build_dataset(dict(type=kind, data_prefix=str(folder), tset_mode=True))
+
+
+def test_settings_whose_order_differs_from_mmcls_are_given_by_name_alone(folder):
+    with pytest.raises(TypeError, match='positional'):
+        CustomDataset(str(folder), [], None, None, ('.png',))  # there the extensions, which test_mode must not become

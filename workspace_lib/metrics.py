@@ -37,11 +37,9 @@ class SingleLabelCounts:
     def __init__(self, class_count: int, topk: Sequence[int] = (1,), thrs: Sequence[Threshold] = (0.,),
                  device: torch.device | str = 'cpu') -> None:
         self.class_count, self.topk, self.thrs = class_count, _checked_topk(topk, class_count), tuple(thrs)
-        shape = (len(self.thrs), class_count)
         self.samples = torch.zeros((), dtype=torch.int64, device=device)
         self.correct = torch.zeros(len(self.topk), len(self.thrs), dtype=torch.int64, device=device)
-        self.predicted = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.hits = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.predicted, self.hits = torch.zeros(2, len(self.thrs), class_count, dtype=torch.int64, device=device)
         self.labelled = torch.zeros(class_count, dtype=torch.int64, device=device)
 
     def tensors(self) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ In: `mmcls://`, `open-mmlab://`, `torchvision://` (or `openmmlab://`, `modelzoo:
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -32,7 +33,7 @@ def address_of(scheme: str, name: str) -> str:
     found = _names()[own].get(key) or _names()[other].get(key) or _files().get(key)
     if found is None:
         raise ValueError(f'{scheme}://{name} is unknown; '
-                         f'nearest: {_nearest(name, [*_names()[own], *_names()[other], *_files()])}')
+                         f'nearest: {nearest(name, [*_names()[own], *_names()[other], *_files()])}')
     return _HOST + found[0]
 
 
@@ -64,7 +65,7 @@ def _of_torchvision(name: str) -> str:
     model, _, tag = name.lower().replace('_weights', '').partition('.')
     known = models.list_models(module=models)
     if model not in known:
-        raise ValueError(f'torchvision://{name} is unknown; nearest: {_nearest(model, known)}')
+        raise ValueError(f'torchvision://{name} is unknown; nearest: {nearest(model, known)}')
     weights = models.get_model_weights(model)
     if tag == 'default':
         return weights.DEFAULT.url
@@ -75,5 +76,6 @@ def _of_torchvision(name: str) -> str:
     return url
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The three known names nearest to `name`, or 'none'."""
     return ', '.join(difflib.get_close_matches(name, known, 3, 0.4)) or 'none'

@@ -27,10 +27,8 @@ def _step(step: int | Sequence[int], gamma: float = 0.1, min_lr: float | None = 
         raise ValueError(f'lr_config.step must be a positive int or a list of them, but got {step!r}')
 
     def lr(base_lr: float, progress: int, total: int) -> float:
-        if isinstance(step, int):
-            times = progress // step
-        else:
-            times = next((i for i, s in enumerate(steps) if progress < s), len(steps))
+        reached = next((i for i, s in enumerate(steps) if progress < s), len(steps))
+        times = progress // step if isinstance(step, int) else reached
         return max(base_lr * gamma ** times, -math.inf if min_lr is None else min_lr)
 
     return lr

@@ -138,24 +138,18 @@ def _average_statistics(runner: EpochBasedRunner, batches: Iterator[Any], count:
         runner.logger.warning('PreciseBNHook: the model has no BatchNorm that is trained')
         return
     momenta = [norm.momentum for norm in norms]
-    sums = [[torch.zeros_like(stat) for stat in _statistics(norm)] for norm in norms]
+    statistics: list[Any] = [stat for norm in norms for stat in (norm.running_mean, norm.running_var)]
+    sums = [torch.zeros_like(stat) for stat in statistics]
     for norm in norms:
         norm.momentum = 1.0  # each batch leaves its own statistics
     try:
         for batch in batches:
             with runner.precision.autocast():
                 runner.model.train_step(batch, runner.optimizer)
-            for norm, totals in zip(norms, sums, strict=True):
-                for total, stat in zip(totals, _statistics(norm), strict=True):
-                    total += stat / count
+            for total, stat in zip(sums, statistics, strict=True):
+                total += stat / count
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-    for norm, totals in zip(norms, sums, strict=True):
-        for total, stat in zip(totals, _statistics(norm), strict=True):
-            stat.copy_(all_reduce_sum(total) / runner.world_size)
-
-
-def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None and norm.running_var is not None
-    return norm.running_mean, norm.running_var
+    for total, stat in zip(sums, statistics, strict=True):
+        stat.copy_(all_reduce_sum(total) / runner.world_size)

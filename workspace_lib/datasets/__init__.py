@@ -1,7 +1,7 @@
 """Data sets, pipelines and the loader; importing this registers them all."""
-
+# ruff: noqa: F401  (what is imported here is this package's table of contents)
 from ..registry import DATASETS, PIPELINES, SAMPLERS
-from . import auto_augment, colour, geometry, samplers  # noqa: F401  (register what they define)
+from . import auto_augment, colour, geometry, samplers  # register what they define
 from .base import BaseDataset
 from .builder import build_dataloader, build_dataset
 from .builtin import CIFAR10, CIFAR100, MNIST, FashionMNIST, MNIST5k
@@ -14,9 +14,3 @@ from .multi_label import COCO, VOC, MultiLabelDataset
 from .pipeline import DeviceStage, Pipeline
 from .transforms import ImageStep
 from .wrappers import ClassBalancedDataset, ConcatDataset, KFoldDataset, RepeatDataset
-
-__all__ = ['CIFAR10', 'CIFAR100', 'COCO', 'CUB', 'DATASETS', 'MNIST', 'PIPELINES', 'SAMPLERS', 'VOC', 'BaseDataset',
-           'BatchAugments', 'ClassBalancedDataset', 'ConcatDataset', 'CustomDataset', 'DecodeError',
-           'DeviceStage', 'FashionMNIST', 'ImageNet', 'ImageNet21k', 'ImageStep', 'KFoldDataset', 'Loader',
-           'MNIST5k', 'MultiLabelDataset', 'Pipeline', 'RepeatDataset', 'StanfordCars', 'build_dataloader',
-           'build_dataset', 'decode']

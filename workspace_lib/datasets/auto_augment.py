@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import check_probability
 from ..registry import PIPELINES, build_from_cfg
-from .transforms import ImageStep, check_probability
+from .transforms import ImageStep
 
 HPARAMS = {'pad_val': 128}
 
@@ -21,8 +22,9 @@ HPARAMS = {'pad_val': 128}
 class Sometimes(ImageStep):
     """A step that happens with probability `prob`; subclasses write `apply`."""
 
-    prob: float
-    random_negative_prob: float = 0.
+    def __init__(self, prob: float = 0.5) -> None:
+        check_probability('prob', prob)
+        self.prob = prob
 
     def apply(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
         """The new image, uint8; `img` is never written into."""
@@ -36,14 +38,19 @@ class Sometimes(ImageStep):
                             'steps that give float, and load without to_float32')
         return self.apply(img, rng)
 
+
+class Signed(Sometimes):
+    """One with a direction, which is the other one with probability `random_negative_prob`."""
+
+    def __init__(self, *, random_negative_prob: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_probability('random_negative_prob', random_negative_prob)
+        self.random_negative_prob = random_negative_prob
+
     def signed(self, magnitude: float, rng: random.Random) -> float:
-        """`magnitude`, or with probability `random_negative_prob` its negative."""
+        """`magnitude`, or its negative."""
         return -magnitude if rng.random() < self.random_negative_prob else magnitude
 
-    def _set_chances(self, prob: float, random_negative_prob: float = 0.) -> None:
-        check_probability('prob', prob)
-        check_probability('random_negative_prob', random_negative_prob)
-        self.prob, self.random_negative_prob = prob, random_negative_prob
 
 
 @PIPELINES.register_module()

@@ -17,6 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .. import metrics
+from ..arguments import PassesOn
 from .decode import DecodeError, decode
 from .formatting import image_path
 from .packed import Pack, is_pack
@@ -92,7 +93,7 @@ def class_names(name: str) -> list[str]:
     return Path(__file__).with_name(f'{name}_classes.txt').read_text(encoding='utf-8').splitlines()
 
 
-class BaseDataset(Dataset):
+class BaseDataset(PassesOn, Dataset):
     """A data set for classification, one label a sample; subclasses write `load_annotations`.
 
     Args:
@@ -108,7 +109,7 @@ class BaseDataset(Dataset):
     CLASSES: Sequence[str] | None = None
 
     def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (),
-                 classes: str | Sequence[str] | None = None, ann_file: str | None = None,
+                 classes: str | Sequence[str] | None = None, ann_file: str | None = None, *,
                  test_mode: bool = False, skip_broken: bool = False) -> None:
         self.data_prefix = osp.expanduser(data_prefix or '')
         self.pipeline = Pipeline(pipeline)
@@ -126,6 +127,18 @@ class BaseDataset(Dataset):
     def load_annotations(self) -> Sequence[dict[str, Any]]:
         """The samples: dicts of `img_prefix` and `img_info=dict(filename=...)`, or `img`; and `gt_label`."""
         raise NotImplementedError(f'{type(self).__name__} does not define load_annotations()')
+
+    def check_folder(self) -> None:
+        """FileNotFoundError if there is no folder `data_prefix`."""
+        if not osp.isdir(self.data_prefix or '.'):
+            raise FileNotFoundError(f'{type(self).__name__}: there is no folder {self.data_prefix}; mount or link the '
+                                    'data there, or set data_prefix')
+
+    def check_file(self, path: str | None, way_out: str) -> str:
+        """The path of an annotation file; FileNotFoundError, which tells the way out, if there is none."""
+        if path is None or not osp.isfile(path):
+            raise FileNotFoundError(f'{type(self).__name__}: there is no annotation file {path}; {way_out}')
+        return path
 
     @classmethod
     def get_classes(cls, classes: str | Sequence[str] | None = None) -> Sequence[str] | None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
+from ..arguments import check_number
 from ..registry import PIPELINES
-from .auto_augment import Sometimes
-from .transforms import ImageStep, check_number
+from .auto_augment import Signed, Sometimes
+from .transforms import ImageStep
 
 _VALUES = np.arange(256)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL.ImageFilter.SMOOTH
@@ -23,9 +25,6 @@ _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL.ImageFilter.SM
 
 class _ByTable(Sometimes):
     """A step that maps each value to another one; subclasses write `table`."""
-
-    def __init__(self, prob: float = 0.5) -> None:
-        self._set_chances(prob)
 
     def table(self) -> np.ndarray:
         """256 values in 0..255, of any type; cut off to uint8."""
@@ -87,9 +86,6 @@ class Posterize(_ByTable):
 class _ByChannel(Sometimes):
     """A step that maps the values of each channel by what is in it; subclasses write `table`."""
 
-    def __init__(self, prob: float = 0.5) -> None:
-        self._set_chances(prob)
-
     def table(self, histogram: np.ndarray) -> np.ndarray:
         """256 values in 0..255, from the counts (256,) of a channel."""
         raise NotImplementedError
@@ -122,15 +118,15 @@ class Equalize(_ByChannel):
         return np.minimum((before + step // 2) // step, 255)
 
 
-class _Blend(Sometimes):
+class _Blend(Signed):
     """The image and a plainer version of it, mixed: factor 1 + magnitude, over 1 exaggerates.
 
     Args:
         magnitude: 0 changes nothing. random_negative_prob: of it being taken as negative.
     """
 
-    def __init__(self, magnitude: float, prob: float = 0.5, random_negative_prob: float = 0.5) -> None:
-        self._set_chances(prob, random_negative_prob)
+    def __init__(self, magnitude: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         check_number('magnitude', magnitude)
         self.magnitude = magnitude
 

@@ -31,17 +31,15 @@ class CUB(BaseDataset):
 
     CLASSES = class_names('cub')
 
-    def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (), classes: str | Sequence[str] | None = None,
-                 ann_file: str | None = None, test_mode: bool = False, skip_broken: bool = False, *,
-                 image_class_labels_file: str, train_test_split_file: str) -> None:
+    def __init__(self, *args: Any, image_class_labels_file: str, train_test_split_file: str, **kwargs: Any) -> None:
         self.image_class_labels_file = osp.expanduser(image_class_labels_file)
         self.train_test_split_file = osp.expanduser(train_test_split_file)
-        if ann_file is None:
-            raise ValueError('CUB needs ann_file, the path of images.txt')
-        super().__init__(data_prefix, pipeline, classes, ann_file, test_mode, skip_broken)
+        super().__init__(*args, **kwargs)
 
     def load_annotations(self) -> FileInfos:
-        names = _read_pairs(str(self.ann_file))
+        if self.ann_file is None:
+            raise ValueError('CUB needs ann_file, the path of images.txt')
+        names = _read_pairs(self.ann_file)
         labels, parts = (_read_pairs(path) for path in (self.image_class_labels_file, self.train_test_split_file))
         for path, pairs in ((self.image_class_labels_file, labels), (self.train_test_split_file, parts)):
             if odd := sorted(names.keys() ^ pairs.keys()):
@@ -50,7 +48,7 @@ class CUB(BaseDataset):
         mine = '0' if self.test_mode else '1'
         infos = FileInfos(self.data_prefix, ((os.fsencode(name), int(labels[id]) - 1) for id, name in names.items()
                                              if parts[id] == mine))
-        _check_labels(infos, str(self.image_class_labels_file), self.CLASSES)
+        _check_labels(infos, self.image_class_labels_file, self.CLASSES)
         return infos
 
 
@@ -72,20 +70,19 @@ class StanfordCars(BaseDataset):
     CLASSES = class_names('stanford_cars')
 
     def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (), classes: str | Sequence[str] | None = None,
-                 ann_file: str | None = None, test_mode: bool = False, skip_broken: bool = False) -> None:
+                 ann_file: str | None = None, *, test_mode: bool = False, skip_broken: bool = False) -> None:
         part, file = ('cars_test', 'cars_test_annos_withlabels') if test_mode else ('cars_train', 'cars_train_annos')
         self._annotation = ann_file or osp.join(data_prefix, 'devkit', f'{file}.mat')
-        super().__init__(osp.join(data_prefix, part), pipeline, classes, ann_file, test_mode, skip_broken)
+        super().__init__(osp.join(data_prefix, part), pipeline, classes, ann_file, test_mode=test_mode,
+                         skip_broken=skip_broken)
 
     def load_annotations(self) -> FileInfos:
         try:
             from scipy.io import loadmat
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError('StanfordCars needs scipy to read its annotation: pip install scipy') from error
-        path = osp.expanduser(self._annotation)
-        if not osp.isfile(path):
-            raise FileNotFoundError(f'StanfordCars: there is no annotation file {path}; put the devkit there, or set '
-                                    'data_prefix or ann_file')
+        path = self.check_file(osp.expanduser(self._annotation),
+                               'put the devkit there, or set data_prefix or ann_file')
         records = loadmat(path)['annotations'][0]
         if len(records) and len(records[0]) != 6:  # four sides of a box, class, file name
             raise ValueError(f'{path} has no labels: its records have {len(records[0])} fields, not 6; for the test '

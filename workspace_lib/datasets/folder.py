@@ -34,24 +34,18 @@ class CustomDataset(BaseDataset):
         ValueError: a malformed line, a label beyond the classes, or not as many folders as classes.
     """
 
-    def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (),
-                 classes: str | Sequence[str] | None = None, ann_file: str | None = None,
-                 extensions: Sequence[str] = EXTENSIONS, test_mode: bool = False,
-                 file_client_args: dict[str, Any] | None = None, skip_broken: bool = False) -> None:
+    def __init__(self, *args: Any, extensions: Sequence[str] = EXTENSIONS,
+                 file_client_args: dict[str, Any] | None = None, **kwargs: Any) -> None:
         check_file_client(file_client_args)
         self.extensions = tuple(extension.lower() for extension in extensions)
-        super().__init__(data_prefix, pipeline, classes, ann_file, test_mode, skip_broken)
+        super().__init__(*args, **kwargs)
 
     def load_annotations(self) -> Sequence[dict[str, Any]]:
-        if not os.path.isdir(self.data_prefix or '.'):
-            raise FileNotFoundError(f'{type(self).__name__}: there is no folder {self.data_prefix}; mount or '
-                                    'link the data there, or set data_prefix')
+        self.check_folder()
         if self.ann_file is None:
             return self._from_folders()
-        if not os.path.isfile(self.ann_file):
-            raise FileNotFoundError(f'{type(self).__name__}: there is no annotation file {self.ann_file}; write '
-                                    '`path label` lines there, or set ann_file (None: labels are folders)')
-        return self._from_file(self.ann_file)
+        return self._from_file(self.check_file(
+            self.ann_file, 'write `path label` lines there, or set ann_file (None: labels are folders)'))
 
     def _from_file(self, ann_file: str) -> FileInfos:
         infos = FileInfos(self.data_prefix, _read_annotation(ann_file))
@@ -105,11 +99,6 @@ class ImageNet(CustomDataset):
 
     CLASSES = class_names('imagenet')
 
-    def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (), classes: str | Sequence[str] | None = None,
-                 ann_file: str | None = None, test_mode: bool = False,
-                 file_client_args: dict[str, Any] | None = None, skip_broken: bool = False) -> None:
-        super().__init__(data_prefix, pipeline, classes, ann_file, EXTENSIONS, test_mode, file_client_args, skip_broken)
-
 
 @DATASETS.register_module()
 class ImageNet21k(CustomDataset):
@@ -125,14 +114,12 @@ class ImageNet21k(CustomDataset):
         Others: as `CustomDataset`.
     """
 
-    def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (), classes: str | Sequence[str] | None = None,
-                 ann_file: str | None = None, serialize_data: bool = True, multi_label: bool = False,
-                 recursion_subdir: bool = True, test_mode: bool = False,
-                 file_client_args: dict[str, Any] | None = None, skip_broken: bool = False) -> None:
+    def __init__(self, *args: Any, serialize_data: bool = True, multi_label: bool = False,
+                 recursion_subdir: bool = True, **kwargs: Any) -> None:
         if multi_label or not recursion_subdir:
             raise ValueError(f'ImageNet21k got multi_label={multi_label}, recursion_subdir={recursion_subdir}; known: '
                              'multi_label=False, recursion_subdir=True')
-        super().__init__(data_prefix, pipeline, classes, ann_file, EXTENSIONS, test_mode, file_client_args, skip_broken)
+        super().__init__(*args, **kwargs)
 
 
 def _read_annotation(path: str) -> Iterator[tuple[bytes, int]]:

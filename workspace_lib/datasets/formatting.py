@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..arguments import check_known
 from ..registry import PIPELINES
 from .decode import BACKENDS, FLAGS, decode
-from .transforms import Step, check_known
+from .transforms import Step
 
 
 @PIPELINES.register_module()

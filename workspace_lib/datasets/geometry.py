@@ -12,14 +12,15 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..arguments import check_known, check_number, check_probability
 from ..registry import PIPELINES
-from .auto_augment import Sometimes
-from .transforms import CV2_FILTERS, check_known, check_number, check_probability
+from .auto_augment import Signed, Sometimes
+from .transforms import CV2_FILTERS
 
 Colour = float | Sequence[float]  # one number for all channels, or one for each, in the image's order
 
 
-class _Warp(Sometimes):
+class _Warp(Signed):
     """What the three affine steps share; subclasses write `matrix`.
 
     Args:
@@ -28,9 +29,9 @@ class _Warp(Sometimes):
         interpolation: 'nearest', 'bilinear', 'bicubic', 'area' or 'lanczos'.
     """
 
-    def _set_warp(self, pad_val: Colour, prob: float, random_negative_prob: float, interpolation: str) -> None:
+    def __init__(self, *, pad_val: Colour = 128, interpolation: str = 'nearest', **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         check_known('interpolation', interpolation, CV2_FILTERS)
-        self._set_chances(prob, random_negative_prob)
         self.pad_val, self.interpolation = three(pad_val, 'pad_val'), interpolation
 
     def matrix(self, height: int, width: int, rng: random.Random) -> np.ndarray:
@@ -43,16 +44,22 @@ class _Warp(Sometimes):
                               flags=CV2_FILTERS[self.interpolation], borderValue=self.pad_val)
 
 
-@PIPELINES.register_module()
-class Shear(_Warp):
-    """Move each row (or, 'vertical', column) by `magnitude` times its number."""
+class _Shift(_Warp):
+    """What Shear and Translate share. `magnitude`: how far. direction: 'horizontal' or 'vertical'."""
 
-    def __init__(self, magnitude: float, pad_val: Colour = 128, prob: float = 0.5, direction: str = 'horizontal',
-                 random_negative_prob: float = 0.5, interpolation: str = 'bicubic') -> None:
+    def __init__(self, magnitude: float, *, direction: str = 'horizontal', **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         check_known('direction', direction, ('horizontal', 'vertical'))
         check_number('magnitude', magnitude)
         self.magnitude, self.direction = magnitude, direction
-        self._set_warp(pad_val, prob, random_negative_prob, interpolation)
+
+
+@PIPELINES.register_module()
+class Shear(_Shift):
+    """Move each row (or, 'vertical', column) by `magnitude` times its number."""
+
+    def __init__(self, magnitude: float, *, interpolation: str = 'bicubic', **kwargs: Any) -> None:
+        super().__init__(magnitude, interpolation=interpolation, **kwargs)
 
     def matrix(self, height: int, width: int, rng: random.Random) -> np.ndarray:
         by, flat = self.signed(self.magnitude, rng), self.direction == 'horizontal'
@@ -60,15 +67,8 @@ class Shear(_Warp):
 
 
 @PIPELINES.register_module()
-class Translate(_Warp):
+class Translate(_Shift):
     """Move the image by `magnitude` times its width (or, 'vertical', height)."""
-
-    def __init__(self, magnitude: float, pad_val: Colour = 128, prob: float = 0.5, direction: str = 'horizontal',
-                 random_negative_prob: float = 0.5, interpolation: str = 'nearest') -> None:
-        check_known('direction', direction, ('horizontal', 'vertical'))
-        check_number('magnitude', magnitude)
-        self.magnitude, self.direction = magnitude, direction
-        self._set_warp(pad_val, prob, random_negative_prob, interpolation)
 
     def matrix(self, height: int, width: int, rng: random.Random) -> np.ndarray:
         by, flat = self.signed(self.magnitude, rng), self.direction == 'horizontal'
@@ -80,14 +80,13 @@ class Rotate(_Warp):
     """Turn the image clockwise by `angle` degrees about `center` (x, y), default its middle, and scale it."""
 
     def __init__(self, angle: float, center: Sequence[float] | None = None, scale: float = 1.0,
-                 pad_val: Colour = 128, prob: float = 0.5, random_negative_prob: float = 0.5,
-                 interpolation: str = 'nearest') -> None:
+                 **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if center is not None and len(center) != 2:
             raise ValueError(f'Rotate got center={center}; it takes (x, y)')
         check_number('angle', angle)
         check_number('scale', scale)
         self.angle, self.center, self.scale = angle, center, scale
-        self._set_warp(pad_val, prob, random_negative_prob, interpolation)
 
     def matrix(self, height: int, width: int, rng: random.Random) -> np.ndarray:
         center = self.center or ((width - 1) * 0.5, (height - 1) * 0.5)
@@ -99,7 +98,7 @@ class Cutout(Sometimes):
     """Paint a rectangle of `shape`, (height, width) or one number, in `pad_val`; at the edges it may be cut off."""
 
     def __init__(self, shape: float | Sequence[float], pad_val: Colour = 128, prob: float = 0.5) -> None:
-        self._set_chances(prob)
+        super().__init__(prob)
         height, width = (shape, shape) if isinstance(shape, int | float) else shape
         self.shape, self.pad_val = (int(height), int(width)), three(pad_val, 'pad_val')
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import check_probability
 from ..registry import Registry, build_from_cfg
 
 AUGMENTS = Registry('batch augment', scope='mmcls')
@@ -27,8 +28,7 @@ class Identity:
     """
 
     def __init__(self, num_classes: int, prob: float = 1.0) -> None:
-        if not 0 <= prob <= 1:
-            raise ValueError(f'{type(self).__name__} got prob={prob}; a probability is between 0 and 1')
+        check_probability('prob', prob)
         self.num_classes, self.prob = num_classes, prob
 
     def __call__(self, img: Tensor, label: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:

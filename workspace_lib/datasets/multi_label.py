@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -31,13 +31,8 @@ class MultiLabelDataset(BaseDataset):
 
     def _annotation(self, form: str) -> str:
         """The path of the annotation file; FileNotFoundError if there is none, or no folder of images."""
-        if not os.path.isdir(self.data_prefix):
-            raise FileNotFoundError(f'{type(self).__name__}: there is no folder {self.data_prefix}; mount or link the '
-                                    'data there, or set data_prefix')
-        if self.ann_file is None or not os.path.isfile(self.ann_file):
-            raise FileNotFoundError(f'{type(self).__name__}: there is no annotation file {self.ann_file}; set ann_file '
-                                    f'to {form}')
-        return self.ann_file
+        self.check_folder()
+        return self.check_file(self.ann_file, f'set ann_file to {form}')
 
 
 @DATASETS.register_module()
@@ -54,14 +49,11 @@ class VOC(MultiLabelDataset):
         ValueError: an XML file that is malformed, or declares a document type (VOC's do not).
     """
 
-    CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
-               'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
+    CLASSES = class_names('voc')
 
-    def __init__(self, data_prefix: str, pipeline: Sequence[Any] = (), classes: str | Sequence[str] | None = None,
-                 ann_file: str | None = None, test_mode: bool = False, skip_broken: bool = False,
-                 difficult_as_postive: bool | None = None) -> None:
+    def __init__(self, *args: Any, difficult_as_postive: bool | None = None, **kwargs: Any) -> None:
         self.difficult_as_postive = difficult_as_postive
-        super().__init__(data_prefix, pipeline, classes, ann_file, test_mode, skip_broken)
+        super().__init__(*args, **kwargs)
 
     def load_annotations(self) -> FileInfos:
         with open(self._annotation('such as ImageSets/Main/trainval.txt'), encoding='utf-8') as file:
@@ -106,10 +98,10 @@ class COCO(MultiLabelDataset):
             content = json.load(file, object_hook=_without_outline)
         if not isinstance(content, dict) or not {'images', 'annotations', 'categories'} <= content.keys():
             raise ValueError(f'{path} is no COCO instances file: it has no images, annotations and categories')
-        names = {category['id']: category['name'] for category in sorted(content['categories'], key=lambda c: c['id'])}
+        kinds = {category['id']: category['name'] for category in sorted(content['categories'], key=lambda c: c['id'])}
         if self.CLASSES is type(self).CLASSES:
-            self.CLASSES = list(names.values())
-        columns = {id: self.class_to_idx.get(name) for id, name in names.items()}
+            self.CLASSES = list(kinds.values())
+        columns = {id: self.class_to_idx.get(name) for id, name in kinds.items()}
         rows = {image['id']: row for row, image in enumerate(content['images'])}
         labels = np.zeros((len(rows), len(self.CLASSES or ())), np.int8)
         for item in content['annotations']:
@@ -118,11 +110,8 @@ class COCO(MultiLabelDataset):
                                  f'{item["category_id"]}, which the file does not list both')
             if columns[item['category_id']] is not None:
                 labels[rows[item['image_id']], columns[item['category_id']]] = 1
-        return FileInfos(self.data_prefix, _file_names(content['images']), labels)
-
-
-def _file_names(images: Iterable[dict[str, Any]]) -> Iterable[tuple[bytes, int]]:
-    return ((os.fsencode(image['file_name']), 0) for image in images)
+        names = ((os.fsencode(image['file_name']), 0) for image in content['images'])
+        return FileInfos(self.data_prefix, names, labels)
 
 
 def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:

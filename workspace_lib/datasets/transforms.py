@@ -7,12 +7,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, cast
 
 import cv2
 import numpy as np
 
+from ..arguments import PassesOn, check_known, check_probability
 from ..registry import PIPELINES
 
 GLOBAL_RNG = cast(random.Random, random)  # the module draws as an instance does, and `random.seed` seeds it
@@ -33,7 +33,7 @@ class Step:
         return f'{type(self).__name__}({", ".join(shown)})'
 
 
-class ImageStep(Step):
+class ImageStep(PassesOn, Step):
     """A step on the image alone, (H, W, C) or (H, W); subclasses write `transform`.
 
     One that makes float of uint8 sets `keeps_uint8 = False`.
@@ -292,24 +292,9 @@ class Normalize(ImageStep):
         return super().__call__(results)
 
 
-def check_known(name: str, value: Any, known: Any) -> None:
-    if value not in known:
-        raise ValueError(f'got {name}={value!r}; known: {", ".join(map(repr, known))}')
-
-
 def check_filter(interpolation: str, backend: str) -> None:
     check_known('backend', backend, ('cv2', 'pillow'))
     check_known('interpolation', interpolation, CV2_FILTERS if backend == 'cv2' else PILLOW_FILTERS)
-
-
-def check_number(name: str, value: Any) -> None:
-    if not isinstance(value, Real):
-        raise TypeError(f'got {name}={value!r}; it is a number')
-
-
-def check_probability(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f'got {name}={value}; a probability is between 0 and 1')
 
 
 def pair(size: Size) -> tuple[int, int]:

@@ -1,4 +1,5 @@
 """Importing this package registers every backbone, neck, head, loss and classifier."""
+# ruff: noqa: F401  (what is imported here is this package's table of contents)
 from ..registry import BACKBONES, CLASSIFIERS, HEADS, LOSSES, NECKS
 from .backbones.convnext import ConvNeXt
 from .backbones.lenet import LeNet5
@@ -12,7 +13,7 @@ from .backbones.vgg import VGG
 from .backbones.vision_transformer import VisionTransformer
 from .builder import build_backbone, build_classifier, build_head, build_loss, build_neck
 from .classifier import ImageClassifier
-from .distilled_heads import EfficientFormerClsHead as EfficientFormerClsHead
+from .distilled_heads import EfficientFormerClsHead
 from .heads import (
     ClsHead,
     CSRAClsHead,
@@ -24,12 +25,3 @@ from .heads import (
 from .init import BaseModule, initialize
 from .losses import AsymmetricLoss, CrossEntropyLoss, FocalLoss, LabelSmoothLoss
 from .necks import GeneralizedMeanPooling, GlobalAveragePooling
-
-__all__ = [
-    'BACKBONES', 'CLASSIFIERS', 'HEADS', 'LOSSES', 'NECKS', 'VGG', 'AsymmetricLoss', 'BaseModule', 'CSRAClsHead',
-    'ClsHead', 'ConvNeXt', 'CrossEntropyLoss', 'FocalLoss', 'GeneralizedMeanPooling', 'GlobalAveragePooling',
-    'ImageClassifier', 'LabelSmoothLoss', 'LeNet5', 'LinearClsHead', 'MobileNetV2', 'MultiLabelClsHead',
-    'MultiLabelLinearClsHead', 'ResNeSt', 'ResNeXt', 'ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNet_CIFAR', 'SEResNeXt',
-    'SEResNet', 'TIMMBackbone', 'TorchvisionBackbone', 'VisionTransformer', 'VisionTransformerClsHead',
-    'build_backbone', 'build_classifier', 'build_head', 'build_loss', 'build_neck', 'initialize',
-]

@@ -4,14 +4,13 @@ In: features (N, in_channels), or a tuple whose last one counts. Out: losses, or
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from .builder import HEADS
-from .heads import CROSS_ENTROPY, NORMAL, ClsHead, Features
+from .heads import NORMAL, ClsHead, Features
 from .init import InitCfg
-from .layers import Cfg
 
 
 @HEADS.register_module()
@@ -23,8 +22,8 @@ class EfficientFormerClsHead(ClsHead):
     """
 
     def __init__(self, num_classes: int, in_channels: int, distillation: bool = True, init_cfg: InitCfg = NORMAL,
-                 loss: Cfg = CROSS_ENTROPY, topk: int | Sequence[int] = (1,), cal_acc: bool = False) -> None:
-        super().__init__(loss, topk, cal_acc, init_cfg)
+                 **kwargs: Any) -> None:
+        super().__init__(init_cfg=init_cfg, **kwargs)
         self._set_classes(num_classes, in_channels)
         self.dist = distillation
         self.head = nn.Linear(in_channels, num_classes)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arguments import PassesOn
 from ..metrics import accuracy
 from .builder import HEADS, build_loss
 from .init import BaseModule, InitCfg, truncated_normal
@@ -27,7 +28,7 @@ Scores = Tensor | list[np.ndarray]
 
 
 @HEADS.register_module()
-class ClsHead(BaseModule):
+class ClsHead(PassesOn, BaseModule):
     """The head of a backbone that yields logits itself, such as LeNet5.
 
     Args:
@@ -107,9 +108,8 @@ class ClsHead(BaseModule):
 class LinearClsHead(ClsHead):
     """One linear layer. `num_classes`: C. `in_channels`: of the features. The others: see `ClsHead`."""
 
-    def __init__(self, num_classes: int, in_channels: int, init_cfg: InitCfg = NORMAL, loss: Cfg = CROSS_ENTROPY,
-                 topk: int | Sequence[int] = (1,), cal_acc: bool = False) -> None:
-        super().__init__(loss, topk, cal_acc, init_cfg)
+    def __init__(self, num_classes: int, in_channels: int, init_cfg: InitCfg = NORMAL, **kwargs: Any) -> None:
+        super().__init__(init_cfg=init_cfg, **kwargs)
         self._set_classes(num_classes, in_channels)
         self.fc = nn.Linear(in_channels, num_classes)
 
@@ -132,9 +132,8 @@ class VisionTransformerClsHead(ClsHead):
     """
 
     def __init__(self, num_classes: int, in_channels: int, hidden_dim: int | None = None, act_cfg: Cfg = TANH,
-                 init_cfg: InitCfg = ZERO, loss: Cfg = CROSS_ENTROPY, topk: int | Sequence[int] = (1,),
-                 cal_acc: bool = False) -> None:
-        super().__init__(loss, topk, cal_acc, init_cfg)
+                 init_cfg: InitCfg = ZERO, **kwargs: Any) -> None:
+        super().__init__(init_cfg=init_cfg, **kwargs)
         self._set_classes(num_classes, in_channels)
         self.hidden_dim = hidden_dim
         self.layers: Any = nn.Sequential()
@@ -143,10 +142,8 @@ class VisionTransformerClsHead(ClsHead):
             self.layers.add_module('act', build_activation(act_cfg))
         self.layers.add_module('head', nn.Linear(hidden_dim or in_channels, num_classes))
 
-    def init_weights(self) -> None:
-        started = self._is_init
-        super().init_weights()
-        if self.hidden_dim is not None and not started and not self.is_pretrained:
+    def init_own(self) -> None:
+        if self.hidden_dim is not None:
             truncated_normal(self.layers.pre_logits.weight, std=math.sqrt(1 / self.in_channels))  # LeCun's
             nn.init.zeros_(self.layers.pre_logits.bias)
 
@@ -188,7 +185,7 @@ class MultiLabelLinearClsHead(MultiLabelClsHead, LinearClsHead):
 
     def __init__(self, num_classes: int, in_channels: int, loss: Cfg = BINARY_CROSS_ENTROPY,
                  init_cfg: InitCfg = NORMAL) -> None:
-        LinearClsHead.__init__(self, num_classes, in_channels, init_cfg, loss)
+        LinearClsHead.__init__(self, num_classes, in_channels, init_cfg, loss=loss)
 
 
 class CSRAModule(nn.Module):

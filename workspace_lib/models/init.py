@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import check_known
+
 InitCfg = dict[str, Any] | list[dict[str, Any]] | None
 
 
 def _by_distribution(name: str) -> Callable[..., Any]:
     def fill(weight: torch.Tensor, distribution: str = 'normal', **options: Any) -> torch.Tensor:
-        if distribution not in ('normal', 'uniform'):
-            raise ValueError(f"init_cfg got distribution={distribution!r}; it is 'normal' or 'uniform'")
+        check_known('distribution', distribution, ('normal', 'uniform'), 'init_cfg')
         return getattr(nn.init, f'{name}_{distribution}_')(weight, **options)
     return fill
 
@@ -82,6 +83,10 @@ class BaseModule(nn.Module):
             init_weights = getattr(child, 'init_weights', None)
             if init_weights and not getattr(child, '_is_init', False):
                 init_weights()
+        self.init_own()
+
+    def init_own(self) -> None:
+        """What a class fills by itself, after its `init_cfg` and its children; not what was loaded."""
 
     @property
     def is_pretrained(self) -> bool:
@@ -139,28 +144,17 @@ def _apply(module: nn.Module, rule: dict[str, Any], layers: list[str] | None) ->
     prior = options.pop('bias_prob', None)
     if prior is not None:  # the bias at which sigmoid(bias) == prior
         bias = math.log(prior / (1 - prior))
-    for child in _children_first(module):
-        if layers is None or not _class_names(child).isdisjoint(layers):
-            _fill(child, fill, {**defaults, **options}, bias)
 
+    def fill_one(child: nn.Module) -> None:
+        names = {cls.__name__ for cls in (type(child), *type(child).__bases__)}
+        if layers is not None and names.isdisjoint(layers):
+            return
+        if getattr(child, 'weight', None) is not None:
+            fill(child.weight, **{**defaults, **options})
+        if getattr(child, 'bias', None) is not None:
+            nn.init.constant_(child.bias, bias)  # type: ignore[arg-type]
 
-def _class_names(module: nn.Module) -> set[str]:
-    return {type(module).__name__, *(base.__name__ for base in type(module).__bases__)}
-
-
-def _children_first(module: nn.Module) -> list[nn.Module]:
-    """The order of `nn.Module.apply`, so that one seed gives the weights that mmcv's initializers give."""
-    found: list[nn.Module] = []
-    module.apply(found.append)
-    return found
-
-
-def _fill(module: nn.Module, fill: Callable[..., Any], options: dict[str, Any], bias: float) -> None:
-    weight, offset = getattr(module, 'weight', None), getattr(module, 'bias', None)
-    if weight is not None:
-        fill(weight, **options)
-    if offset is not None:
-        nn.init.constant_(offset, bias)
+    module.apply(fill_one)  # children first: so one seed gives the weights that mmcv's initializers give
 
 
 def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = None,

@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import check_known
 from .builder import LOSSES
+
+REDUCTIONS = ('none', 'mean', 'sum')
 
 
 def reduce_loss(loss: Tensor, weight: Tensor | None = None, reduction: str = 'mean',
@@ -57,19 +60,44 @@ def one_hot(label: Tensor, num_classes: int) -> Tensor:
     return label
 
 
+def per_class(logits: Tensor, label: Tensor) -> Tensor:
+    """Labels (N, C) in 0..1, or class indices (N,), as (N, C) of the logits' type."""
+    label = one_hot(label, logits.shape[1]).type_as(logits)
+    _check_shapes(logits, label)
+    return label
+
+
 def _check_shapes(logits: Tensor, label: Tensor) -> None:
     if label.shape != logits.shape:
         raise ValueError('this loss asks a question per class (use_sigmoid=True): label must have the logits\' shape, '
                          f'{tuple(logits.shape)}, but has {tuple(label.shape)}')
 
 
-def _check_reduction(name: str, reduction: str) -> None:
-    if reduction not in ('none', 'mean', 'sum'):
-        raise ValueError(f"{name} got reduction={reduction!r}; it is 'none', 'mean' or 'sum'")
+class Loss(nn.Module):
+    """What the losses share: a value for each sample, or each class of each, weighted and reduced."""
+
+    def __init__(self, reduction: str, loss_weight: float) -> None:
+        super().__init__()
+        check_known('reduction', reduction, REDUCTIONS, self)
+        self.reduction, self.loss_weight = reduction, loss_weight
+
+    def each(self, cls_score: Tensor, label: Tensor) -> Tensor:
+        """(N,) or (N, C), from logits (N, C)."""
+        raise NotImplementedError
+
+    def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None,
+                avg_factor: float | None = None, reduction_override: str | None = None) -> Tensor:
+        """`weight`: (N,), one factor per sample. `avg_factor`, `reduction_override`: see `reduce_loss`."""
+        reduction = reduction_override or self.reduction
+        check_known('reduction', reduction, REDUCTIONS, self)
+        loss = self.each(cls_score, label)
+        if weight is not None and loss.dim() > 1:
+            weight = weight.reshape(-1, 1)
+        return self.loss_weight * reduce_loss(loss, weight, reduction, avg_factor)
 
 
 @LOSSES.register_module()
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(Loss):
     """Cross entropy over classes, or with `use_sigmoid` over each class by itself.
 
     Args:
@@ -82,31 +110,22 @@ class CrossEntropyLoss(nn.Module):
     def __init__(self, use_sigmoid: bool = False, use_soft: bool = False, reduction: str = 'mean',
                  loss_weight: float = 1.0, class_weight: Sequence[float] | None = None,
                  pos_weight: Sequence[float] | None = None) -> None:
-        super().__init__()
+        super().__init__(reduction, loss_weight)
         if use_sigmoid and use_soft:
             raise ValueError('CrossEntropyLoss got use_sigmoid=True and use_soft=True; choose one')
-        _check_reduction('CrossEntropyLoss', reduction)
         self.use_sigmoid, self.use_soft = use_sigmoid, use_soft
-        self.reduction, self.loss_weight = reduction, loss_weight
         self.class_weight, self.pos_weight = class_weight, pos_weight
 
-    def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None,
-                avg_factor: float | None = None, reduction_override: str | None = None) -> Tensor:
-        """`weight`: (N,), one factor per sample. `avg_factor`, `reduction_override`: see `reduce_loss`."""
-        reduction = reduction_override or self.reduction
-        _check_reduction('CrossEntropyLoss', reduction)
+    def each(self, cls_score: Tensor, label: Tensor) -> Tensor:
         class_weight = None if self.class_weight is None else cls_score.new_tensor(self.class_weight)
-        if self.use_sigmoid:
-            pos_weight = None if self.pos_weight is None else cls_score.new_tensor(self.pos_weight)
-            loss = binary_cross_entropy(cls_score, label, class_weight, pos_weight)
-            weight = weight if weight is None else weight.reshape(-1, 1)
-        else:
-            loss = cross_entropy(cls_score, label, class_weight)
-        return self.loss_weight * reduce_loss(loss, weight, reduction, avg_factor)
+        if not self.use_sigmoid:
+            return cross_entropy(cls_score, label, class_weight)
+        pos_weight = None if self.pos_weight is None else cls_score.new_tensor(self.pos_weight)
+        return binary_cross_entropy(cls_score, label, class_weight, pos_weight)
 
 
 @LOSSES.register_module()
-class LabelSmoothLoss(nn.Module):
+class LabelSmoothLoss(Loss):
     """Cross entropy against labels that are less than certain (Szegedy et al. 2015, arXiv:1512.00567).
 
     Args:
@@ -121,15 +140,12 @@ class LabelSmoothLoss(nn.Module):
 
     def __init__(self, label_smooth_val: float, num_classes: int | None = None, mode: str = 'original',
                  reduction: str = 'mean', loss_weight: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(reduction, loss_weight)
         if not isinstance(label_smooth_val, (int, float)) or not 0 <= label_smooth_val < 1:
             raise ValueError(f'LabelSmoothLoss got label_smooth_val={label_smooth_val!r}; it lies in [0, 1)')
         if mode not in ('original', 'classy_vision', 'multi_label'):
-            raise ValueError(f'LabelSmoothLoss got mode={mode!r}; '
-                             'known: original, classy_vision, multi_label')
+            raise ValueError(f'LabelSmoothLoss got mode={mode!r}; known: original, classy_vision, multi_label')
         self.label_smooth_val, self.num_classes, self.mode = label_smooth_val, num_classes, mode
-        self.ce = CrossEntropyLoss(use_sigmoid=mode == 'multi_label', use_soft=mode != 'multi_label',
-                                   reduction=reduction, loss_weight=loss_weight)
 
     def smooth_label(self, label: Tensor, num_classes: int) -> Tensor:
         """(N,), (N, 1) or (N, K) -> (N, K) float."""
@@ -141,41 +157,17 @@ class LabelSmoothLoss(nn.Module):
             eps = eps / (1 + eps)
         return label.float() * (1 - eps) + eps / num_classes
 
-    def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None,
-                avg_factor: float | None = None, reduction_override: str | None = None) -> Tensor:
-        """Arguments as in `CrossEntropyLoss`."""
+    def each(self, cls_score: Tensor, label: Tensor) -> Tensor:
         num_classes = cls_score.shape[1]
         if self.num_classes not in (None, num_classes):
             raise ValueError(f'LabelSmoothLoss has num_classes={self.num_classes} (model.head.loss.num_classes), '
                              f'but there are {num_classes} logits (model.head.num_classes)')
-        smooth = self.smooth_label(label, num_classes)
-        return self.ce(cls_score, smooth, weight, avg_factor, reduction_override)
-
-
-class LossPerClass(nn.Module):
-    """What losses with a question of its own for each class share. Labels: (N, C) in 0..1, or class indices (N,)."""
-
-    def __init__(self, reduction: str, loss_weight: float) -> None:
-        super().__init__()
-        _check_reduction(type(self).__name__, reduction)
-        self.reduction, self.loss_weight = reduction, loss_weight
-
-    def each(self, cls_score: Tensor, label: Tensor) -> Tensor:
-        """(N, C), from logits and float labels (N, C)."""
-        raise NotImplementedError
-
-    def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None,
-                avg_factor: float | None = None, reduction_override: str | None = None) -> Tensor:
-        """Arguments as in `CrossEntropyLoss`."""
-        label = one_hot(label, cls_score.shape[1]).type_as(cls_score)
-        _check_shapes(cls_score, label)
-        weight = weight if weight is None else weight.reshape(-1, 1)
-        return self.loss_weight * reduce_loss(self.each(cls_score, label), weight,
-                                              reduction_override or self.reduction, avg_factor)
+        compare = binary_cross_entropy if self.mode == 'multi_label' else cross_entropy
+        return compare(cls_score, self.smooth_label(label, num_classes))
 
 
 @LOSSES.register_module()
-class FocalLoss(LossPerClass):
+class FocalLoss(Loss):
     """Sigmoid cross entropy that counts less what is already right (Lin et al. 2017, arXiv:1708.02002).
 
     Args:
@@ -189,6 +181,7 @@ class FocalLoss(LossPerClass):
         self.gamma, self.alpha = gamma, alpha
 
     def each(self, cls_score: Tensor, label: Tensor) -> Tensor:
+        label = per_class(cls_score, label)
         probability = cls_score.sigmoid()
         wrong = (1 - probability) * label + probability * (1 - label)
         factor = (self.alpha * label + (1 - self.alpha) * (1 - label)) * wrong.pow(self.gamma)
@@ -196,7 +189,7 @@ class FocalLoss(LossPerClass):
 
 
 @LOSSES.register_module()
-class AsymmetricLoss(LossPerClass):
+class AsymmetricLoss(Loss):
     """Focal loss with a gamma of their own for positives and negatives (Ridnik et al. 2021, arXiv:2009.14119).
 
     Args:
@@ -214,6 +207,7 @@ class AsymmetricLoss(LossPerClass):
         self.use_sigmoid, self.eps = use_sigmoid, eps
 
     def each(self, cls_score: Tensor, label: Tensor) -> Tensor:
+        label = per_class(cls_score, label)
         probability = cls_score.sigmoid() if self.use_sigmoid else cls_score.softmax(dim=-1)
         right = (1 - probability + self.clip).clamp(max=1) * (1 - label) + probability * label
         factor = (1 - right).pow(self.gamma_pos * label + self.gamma_neg * (1 - label))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_known
 from .builder import NECKS
 
 Features = Tensor | tuple[Tensor, ...]
@@ -23,8 +24,7 @@ class GlobalAveragePooling(nn.Module):
 
     def __init__(self, dim: int = 2) -> None:
         super().__init__()
-        if dim not in _POOLS:
-            raise ValueError(f'GlobalAveragePooling got dim={dim}; known: 1, 2, 3')
+        check_known('dim', dim, _POOLS, self)
         self.gap = _POOLS[dim](1)
 
     def forward(self, inputs: Features) -> Features:

@@ -5,12 +5,12 @@ In: images (N, 3, H, W). Out: a tuple with the feature maps of the stages in `ou
 """
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import nn
 
+from ...arguments import PassesOn
 from ..builder import BACKBONES
 from ..init import KAIMING, InitCfg
 from ..layers import BN, Cfg, ConvModule, NamedNorms, build_conv
@@ -19,7 +19,7 @@ from .staged import StagedBackbone, chosen_stages
 
 
 @BACKBONES.register_module()
-class ResNet(StagedBackbone, NamedNorms):
+class ResNet(PassesOn, StagedBackbone, NamedNorms):
     """ResNet 18, 34, 50, 101 and 152.
 
     Args:
@@ -38,13 +38,14 @@ class ResNet(StagedBackbone, NamedNorms):
         drop_path_rate: stochastic depth, the same for every block.
     """
 
-    arch_settings: ClassVar[dict[int, tuple[type[ResidualBlock], tuple[int, ...]]]] = {
+    arch_settings: ClassVar[dict[int, tuple[Any, tuple[int, ...]]]] = {
         18: (BasicBlock, (2, 2, 2, 2)),
         34: (BasicBlock, (3, 4, 6, 3)),
         50: (Bottleneck, (3, 4, 6, 3)),
         101: (Bottleneck, (3, 4, 23, 3)),
         152: (Bottleneck, (3, 8, 36, 3)),
     }
+    block_options: Cfg = {}  # what a relative tells its blocks beyond the usual; it sets them before super().__init__
 
     def __init__(self, depth: int, in_channels: int = 3, stem_channels: int = 64, base_channels: int = 64,
                  expansion: int | None = None, num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2),
@@ -68,7 +69,7 @@ class ResNet(StagedBackbone, NamedNorms):
         block, num_blocks = self.arch_settings[depth]
         expansion = expansion or block.expansion
         options = dict(expansion=expansion, style=style, with_cp=with_cp, conv_cfg=conv_cfg, norm_cfg=norm_cfg,
-                       drop_path_rate=drop_path_rate, **self.block_options(base_channels))
+                       drop_path_rate=drop_path_rate, **self.block_options)
         channels, out_channels = stem_channels, base_channels * expansion
         for i in range(num_stages):
             downsample = make_downsample(channels, out_channels, strides[i], avg_down, conv_cfg, norm_cfg)
@@ -80,10 +81,6 @@ class ResNet(StagedBackbone, NamedNorms):
         self.res_layers = [f'layer{i + 1}' for i in range(num_stages)]
         self.feat_dim = channels
         self.freeze(frozen_stages)
-
-    def block_options(self, base_channels: int) -> Cfg:
-        """What a relative of ResNet tells its blocks beyond the usual."""
-        return {}
 
     def _make_stem(self, in_channels: int, channels: int, conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
         if self.deep_stem:
@@ -104,27 +101,11 @@ class ResNet(StagedBackbone, NamedNorms):
         """ResNet-50's: (N, 256, H / 4, W / 4) ... (N, 2048, H / 32, W / 32)."""
         return [[getattr(self, name)] for name in self.res_layers]
 
-    def init_weights(self) -> None:
-        started = self._is_init
-        super().init_weights()
-        if started or self.is_pretrained or not self.zero_init_residual:
-            return
-        for block in self.modules():
+    def init_own(self) -> None:
+        for block in self.modules() if self.zero_init_residual else ():
             if isinstance(block, ResidualBlock):
-                for parameter in block.last_norm.parameters():
+                for parameter in block.norm(block.last_norm).parameters():
                     nn.init.zeros_(parameter)
-
-    def __init_subclass__(cls) -> None:
-        """What a relative passes on as **kwargs shows in its signature, so that a misspelt key is noticed."""
-        named: dict[str, inspect.Parameter] = {}
-        for base in cls.__mro__:
-            own = list(inspect.signature(vars(base).get('__init__', cls.__init__)).parameters.values())[1:]
-            for p in own:
-                if p.kind is not p.VAR_KEYWORD:
-                    named.setdefault(p.name, p.replace(kind=p.KEYWORD_ONLY) if base is not cls else p)
-            if not any(p.kind is p.VAR_KEYWORD for p in own):
-                break
-        cls.__signature__ = inspect.Signature(list(named.values()))  # type: ignore[attr-defined]
 
 
 def _check_stages(name: str, num_stages: int, strides: Sequence[int], dilations: Sequence[int]) -> None:
@@ -170,11 +151,8 @@ class ResNeXt(ResNet):
 
     arch_settings = {depth: ResNet.arch_settings[depth] for depth in (50, 101, 152)}
 
-    def __init__(self, depth: int, groups: int = 32, width_per_group: int = 4, **kwargs: Any) -> None:
-        # For block_options, which super().__init__ calls.
-        self.groups, self.width_per_group = groups, width_per_group
-        super().__init__(depth, **kwargs)
-
-    def block_options(self, base_channels: int) -> Cfg:
-        return dict(super().block_options(base_channels), groups=self.groups, width_per_group=self.width_per_group,
-                    base_channels=base_channels)
+    def __init__(self, depth: int, groups: int = 32, width_per_group: int = 4, base_channels: int = 64,
+                 **kwargs: Any) -> None:
+        self.block_options = dict(self.block_options, groups=groups, width_per_group=width_per_group,
+                                  base_channels=base_channels)
+        super().__init__(depth, base_channels=base_channels, **kwargs)

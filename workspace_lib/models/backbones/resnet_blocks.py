@@ -4,10 +4,11 @@ In: feature maps (N, in_channels, H, W). Out: (N, out_channels, H / stride, W / 
 """
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ...arguments import check_known
 from ..layers import BN, Cfg, DropPath, NamedNorms, build_conv, build_norm, recompute
 
 
@@ -15,10 +16,15 @@ class ResidualBlock(NamedNorms):
     """relu(residual(x) + shortcut(x)): what the two kinds of block share."""
 
     expansion: ClassVar[int]  # out_channels / mid_channels, unless the network says otherwise
-    with_cp: bool
-    downsample: nn.Module | None
-    drop_path: nn.Module
-    relu: nn.Module
+    last_norm: ClassVar[int]  # the number of the norm that the residual ends with
+
+    downsample: nn.Module | None  # set last: state dicts have it behind the convolutions
+
+    def __init__(self, with_cp: bool = False, drop_path_rate: float = 0.) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        self.relu = nn.ReLU(inplace=True)
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         # (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)
@@ -32,39 +38,28 @@ class ResidualBlock(NamedNorms):
     def residual(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    @property
-    def last_norm(self) -> nn.Module:
-        raise NotImplementedError
-
 
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions: ResNet-18 and 34. `style` means nothing here; it is Bottleneck's."""
 
-    expansion = 1
+    expansion, last_norm = 1, 2
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int = 1, stride: int = 1, dilation: int = 1,
-                 downsample: nn.Module | None = None, style: str = 'pytorch', with_cp: bool = False,
-                 conv_cfg: Cfg | None = None, norm_cfg: Cfg = BN, drop_path_rate: float = 0.0) -> None:
-        super().__init__()
+                 downsample: nn.Module | None = None, style: str = 'pytorch', conv_cfg: Cfg | None = None,
+                 norm_cfg: Cfg = BN, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if expansion != 1:
             raise ValueError(f'BasicBlock (ResNet-18 and 34) has expansion 1, but got {expansion}')
-        self.with_cp = with_cp
         self.conv1 = build_conv(conv_cfg, in_channels, out_channels, 3, stride=stride, padding=dilation,
                                 dilation=dilation, bias=False)
         self.add_norm(1, norm_cfg, out_channels)
         self.conv2 = build_conv(conv_cfg, out_channels, out_channels, 3, padding=1, bias=False)
         self.add_norm(2, norm_cfg, out_channels)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
-        self.drop_path = DropPath(drop_path_rate)
 
     def residual(self, x: Tensor) -> Tensor:
         x = self.relu(self.norm1(self.conv1(x)))
         return self.norm2(self.conv2(x))
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return self.norm2
 
 
 class Bottleneck(ResidualBlock):
@@ -77,18 +72,16 @@ class Bottleneck(ResidualBlock):
             ResNet, has `groups * width_per_group` channels instead, and the later stages' in proportion.
     """
 
-    expansion = 4
+    expansion, last_norm = 4, 3
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int = 4, stride: int = 1, dilation: int = 1,
-                 downsample: nn.Module | None = None, style: str = 'pytorch', with_cp: bool = False,
-                 conv_cfg: Cfg | None = None, norm_cfg: Cfg = BN, drop_path_rate: float = 0.0,
-                 groups: int = 1, width_per_group: int = 4, base_channels: int = 64) -> None:
-        super().__init__()
-        if style not in ('pytorch', 'caffe'):
-            raise ValueError(f"Bottleneck got style={style!r}; it is 'pytorch' or 'caffe'")
+                 downsample: nn.Module | None = None, style: str = 'pytorch', conv_cfg: Cfg | None = None,
+                 norm_cfg: Cfg = BN, groups: int = 1, width_per_group: int = 4, base_channels: int = 64,
+                 **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_known('style', style, ('pytorch', 'caffe'), self)
         if out_channels % expansion:
             raise ValueError(f'Bottleneck got out_channels={out_channels}, which expansion={expansion} does not divide')
-        self.with_cp = with_cp
         channels = out_channels // expansion
         if groups > 1:
             channels = groups * width_per_group * channels // base_channels
@@ -98,9 +91,7 @@ class Bottleneck(ResidualBlock):
         self._add_conv2(channels, stride2, dilation, groups, conv_cfg, norm_cfg)
         self.conv3 = build_conv(conv_cfg, channels, out_channels, 1, bias=False)
         self.add_norm(3, norm_cfg, out_channels)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
-        self.drop_path = DropPath(drop_path_rate)
 
     def _add_conv2(self, channels: int, stride: int, dilation: int, groups: int,
                    conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
@@ -112,10 +103,6 @@ class Bottleneck(ResidualBlock):
         x = self.relu(self.norm1(self.conv1(x)))  # (N, channels, H, W)
         x = self.relu(self.norm2(self.conv2(x)))  # (N, channels, H / stride, W / stride)
         return self.norm3(self.conv3(x))          # (N, out_channels, H / stride, W / stride)
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return self.norm3
 
 
 def make_downsample(in_channels: int, out_channels: int, stride: int, avg_down: bool, conv_cfg: Cfg | None,

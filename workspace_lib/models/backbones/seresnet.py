@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..builder import BACKBONES
-from ..layers import Cfg, ConvModule, make_divisible
+from ..layers import ConvModule, make_divisible
 from .resnet import ResNet, ResNeXt
 from .resnet_blocks import Bottleneck
 
@@ -46,11 +46,8 @@ class SEResNet(ResNet):
     arch_settings = {depth: (SEBottleneck, ResNet.arch_settings[depth][1]) for depth in (50, 101, 152)}
 
     def __init__(self, depth: int, se_ratio: int = 16, **kwargs: Any) -> None:
-        self.se_ratio = se_ratio  # for block_options, which super().__init__ calls
+        self.block_options = dict(self.block_options, se_ratio=se_ratio)
         super().__init__(depth, **kwargs)
-
-    def block_options(self, base_channels: int) -> Cfg:
-        return dict(super().block_options(base_channels), se_ratio=self.se_ratio)
 
 
 @BACKBONES.register_module()

@@ -4,11 +4,11 @@ In: images (N, in_channels, H, W). Out: a tuple of the last feature map, or with
 """
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from torch import Tensor
 
+from ...model_zoo import nearest
 from ..builder import BACKBONES
 from ..init import BaseModule, InitCfg
 from ..layers import norm_layer
@@ -54,6 +54,5 @@ def _import_timm(model_name: str) -> Any:
     except ImportError as error:
         raise ImportError("TIMMBackbone needs timm; install it: pip install timm") from error
     if ':' not in model_name and not timm.is_model(model_name):  # 'hf-hub:...' is timm's to resolve
-        near = difflib.get_close_matches(model_name, timm.list_models())
-        raise ValueError(f'timm has no model {model_name!r}; nearest: {", ".join(near) or "none"}')
+        raise ValueError(f'timm has no model {model_name!r}; nearest: {nearest(model_name, timm.list_models())}')
     return timm

@@ -4,12 +4,12 @@ In: images (N, 3, H, W). Out: a tuple: pooled features (N, feat_dim), or the nod
 """
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from ...model_zoo import nearest
 from ..builder import BACKBONES
 from ..init import BaseModule, InitCfg
 
@@ -30,10 +30,9 @@ class TorchvisionBackbone(BaseModule):
         from torchvision import models
 
         super().__init__(init_cfg)
-        if model_name not in models.list_models(module=models):
-            near = difflib.get_close_matches(model_name, models.list_models(module=models))
-            raise ValueError(f'torchvision has no classifier {model_name!r}; '
-                             f'nearest: {", ".join(near) or "none"}')
+        known = models.list_models(module=models)
+        if model_name not in known:
+            raise ValueError(f'torchvision has no classifier {model_name!r}; nearest: {nearest(model_name, known)}')
         self.model = models.get_model(model_name, weights=weights, **kwargs)
         self._is_init = weights is not None  # init_weights is not to touch what was loaded
         if return_nodes:

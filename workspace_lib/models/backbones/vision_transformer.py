@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...arguments import check_known
 from ..builder import BACKBONES
 from ..init import BaseModule, InitCfg, truncated_normal
 from ..layers import Cfg, DropPath, NamedNorms, build_activation, build_conv, build_norm, drop_path_rates
@@ -44,8 +45,8 @@ class PatchEmbed(nn.Module):
                  stride: Size | None = 16, padding: Size | str = 'corner', dilation: Size = 1, bias: bool = True,
                  norm_cfg: Cfg | None = None, input_size: Size = 224) -> None:
         super().__init__()
-        if isinstance(padding, str) and padding not in ('corner', 'same'):
-            raise ValueError(f"PatchEmbed got padding={padding!r}; it is 'corner', 'same' or a number")
+        if isinstance(padding, str):
+            check_known('padding', padding, ('corner', 'same', 'a number'), self)
         self.padding = padding
         self.stride = pair(kernel_size if stride is None else stride)
         self.extent = [d * (k - 1) + 1 for k, d in zip(pair(kernel_size), pair(dilation), strict=True)]
@@ -122,8 +123,7 @@ class TransformerEncoderLayer(BaseModule, NamedNorms):
         self.add_norm(2, norm_cfg, embed_dims)
         self.ffn = FFN(embed_dims, feedforward_channels, num_fcs, drop_rate, drop_path_rate, act_cfg)
 
-    def init_weights(self) -> None:
-        super().init_weights()
+    def init_own(self) -> None:
         for layer in self.ffn.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -151,16 +151,14 @@ class VisionTransformer(BaseModule, NamedNorms):
         layer_cfgs: further options of `TransformerEncoderLayer`, for all layers or a list with those of each.
     """
 
-    _base = dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072)
-    _deit_t = dict(embed_dims=192, num_layers=12, num_heads=3, feedforward_channels=768)
-    _deit_s = dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536)
     arch_zoo: ClassVar[dict[str, dict[str, int]]] = {
-        **dict.fromkeys(('s', 'small'), dict(embed_dims=768, num_layers=8, num_heads=8, feedforward_channels=2304)),
-        **dict.fromkeys(('b', 'base', 'deit-b', 'deit-base'), _base),
-        **dict.fromkeys(('l', 'large'), dict(embed_dims=1024, num_layers=24, num_heads=16, feedforward_channels=4096)),
-        **dict.fromkeys(('deit-t', 'deit-tiny'), _deit_t),
-        **dict.fromkeys(('deit-s', 'deit-small'), _deit_s),
-    }
+        name: dict(embed_dims=width, num_layers=depth, num_heads=heads, feedforward_channels=hidden)
+        for names, width, depth, heads, hidden in (
+            (('s', 'small'), 768, 8, 8, 2304),
+            (('b', 'base', 'deit-b', 'deit-base'), 768, 12, 12, 3072),
+            (('l', 'large'), 1024, 24, 16, 4096),
+            (('deit-t', 'deit-tiny'), 192, 12, 3, 768),
+            (('deit-s', 'deit-small'), 384, 12, 6, 1536)) for name in names}
     num_extra_tokens = 1  # the class token; a relative may have more
 
     def __init__(self, arch: str | dict[str, int] = 'base', img_size: Size = 224, patch_size: Size = 16,
@@ -196,11 +194,7 @@ class VisionTransformer(BaseModule, NamedNorms):
         if final_norm:
             self.add_norm(1, norm_cfg, self.embed_dims)
 
-    def init_weights(self) -> None:
-        started = self._is_init
-        super().init_weights()
-        if started or self.is_pretrained:
-            return
+    def init_own(self) -> None:
         for layer in self.layers:
             layer.init_weights()  # type: ignore[operator]  # a plain ModuleList hides them
         truncated_normal(self.pos_embed, std=0.02)
