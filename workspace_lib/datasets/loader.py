@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,8 +31,8 @@ from .wrappers import leaves, locate
 _log = logging.getLogger(__name__)
 SHARED_MEMORY = '/dev/shm'  # through which workers hand over their batches
 _WHY_WORKERS_DIE = ('Killed: look for the out-of-memory killer in dmesg, and lower data.workers_per_gpu. Bus error: '
-                    '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the file '
-                    '(workspace verify_dataset)')
+                    '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the '
+                    'file (workspace verify_dataset)')
 Batch = dict[str, Any]
 Broken = dict[tuple[int, int], str]  # (which of the leaves, index): reason
 
@@ -321,7 +322,13 @@ def _as_is(batch: Any) -> Any:
 def _calm(worker: int) -> None:
     cv2.setNumThreads(0)  # workers fill the cores by themselves
     torch.set_num_threads(1)
-    # What a scheduler sends to all processes is for the first one, which still needs its workers for an iteration. When
-    # that wants their end it says so again, or has gone.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_parent_says_so, daemon=True).start()
+
+
+def _end_when_the_parent_says_so() -> None:
+    """What a scheduler sends to all processes is for the parent, which still needs its workers for an iteration."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
