@@ -305,8 +305,10 @@ def reading_with_a_worker_that_dies(rank: int, folder: str, pictures: str, numbe
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGBUS])
 def test_a_worker_that_dies_is_named_with_its_file(images, tmp_path, number):  # noqa: F811
     told = said_by(reading_with_a_worker_that_dies, tmp_path, str(images), int(number))
-    assert told.startswith('DataLoader worker') and told.count('was reading') == 1
-    assert f'was reading {images}/1/07.jpg, and ended by {number.name}. Killed: look' in told
+    # Torch's own word is that of a worker, or of a connection, as the moment has it.
+    assert f' was reading {images}/1/07.jpg. Killed: look' in told
+    assert number.name in told or {signal.SIGKILL: 'Killed', signal.SIGBUS: 'Bus error'}[number] in told.split('. ')[0]
+    assert told.count('was reading') == 1
 
 
 class Slow(Hook):
