@@ -34,6 +34,21 @@ from workspace_lib.tools import commands, recovery
 LOG = logging.getLogger('workspace_lib.test')
 
 
+@pytest.fixture(autouse=True, scope='module')
+def logger_as_before():
+    """A command sets up the library's logger for its process."""
+    logger = logging.getLogger('workspace_lib')
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    logging.getLogger('workspace_lib').propagate = True
+    logging.getLogger('workspace_lib').setLevel('INFO')
+
+
 def notes(error: BaseException) -> str:
     return '\n'.join([str(error), *getattr(error, '__notes__', [])])
 
@@ -282,7 +297,7 @@ def reading_with_a_worker_that_dies(rank: int, folder: str, pictures: str, numbe
     batches = loader(Path(pictures), 2, [TRAIN[0], Dies('07.jpg', number), *TRAIN[1:]])
     try:
         list(batches)
-    except RuntimeError as error:
+    except Exception as error:
         Path(folder, 'said').write_text(notes(error))
     os.killpg(os.getpid(), signal.SIGKILL)  # with its workers
 
@@ -290,8 +305,10 @@ def reading_with_a_worker_that_dies(rank: int, folder: str, pictures: str, numbe
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGBUS])
 def test_a_worker_that_dies_is_named_with_its_file(images, tmp_path, number):  # noqa: F811
     told = said_by(reading_with_a_worker_that_dies, tmp_path, str(images), int(number))
-    assert told.startswith('DataLoader worker') and told.count('was reading') == 1
-    assert f'was reading {images}/1/07.jpg, and ended by {number.name}. Killed: look' in told
+    # Torch's own word is that of a worker, or of a connection, as the moment has it.
+    assert f' was reading {images}/1/07.jpg. Killed: look' in told
+    assert number.name in told or {signal.SIGKILL: 'Killed', signal.SIGBUS: 'Bus error'}[number] in told.split('. ')[0]
+    assert told.count('was reading') == 1
 
 
 class Slow(Hook):

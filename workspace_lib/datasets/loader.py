@@ -13,6 +13,8 @@ import re
 import secrets
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -106,23 +108,24 @@ class Loader:
         self._check_shared_memory()
         try:
             yield from self._pass(self._requests.epoch, self._requests.first)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             self.explain(error)
             raise
 
     def explain(self, error: BaseException) -> None:
-        """Add to torch's word of a worker that died which file it was reading, and why that may be."""
-        dead = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))
-        pids = [int(pid) for pid in dead[1].split(',')] if dead else []
-        for pid, index in zip(self._places[::2], self._places[1::2], strict=True):
-            if pid in pids and not any(f'process {pid} ' in note for note in getattr(error, '__notes__', ())):
-                at = f'was reading {self._maker.name_of(index)}' if index >= 0 else 'was between two batches'
-                error.add_note(f'process {pid} {at}{self._signal_of(pid)}. {_WHY_WORKERS_DIE}')
-
-    def _signal_of(self, pid: int) -> str:
+        """Add to an error which worker died, if one did, which file it was reading, and why that may be."""
+        if isinstance(error, ConnectionError | EOFError):
+            time.sleep(0.2)  # torch lost a worker amid a batch, and the system has yet to note that it ended
         workers = getattr(getattr(self._batches, '_iterator', None), '_workers', ())
-        codes = [worker.exitcode for worker in workers if worker.pid == pid and worker.exitcode]
-        return f', and ended by {signal.Signals(-codes[0]).name}' if codes and codes[0] < 0 else ''
+        told = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))  # perhaps before all have started
+        dead: dict[int, int | None] = {int(pid): None for pid in told[1].split(',')} if told else {}
+        dead |= {worker.pid: worker.exitcode for worker in workers if worker.exitcode}
+        for pid, index in zip(self._places[::2], self._places[1::2], strict=True):
+            if pid in dead and not any(f'process {pid}' in note for note in getattr(error, '__notes__', ())):
+                at = f'was reading {self._maker.name_of(index)}' if index >= 0 else 'was between two batches'
+                code = dead[pid] or 0
+                how = f' ended by {signal.Signals(-code).name},' if code < 0 else ''
+                error.add_note(f'a worker of the loader, process {pid}{how} {at}. {_WHY_WORKERS_DIE}')
 
     def _check_shared_memory(self) -> None:
         """RuntimeError when the batches on their way from the workers need more than /dev/shm has."""
@@ -321,7 +324,13 @@ def _as_is(batch: Any) -> Any:
 def _calm(worker: int) -> None:
     cv2.setNumThreads(0)  # workers fill the cores by themselves
     torch.set_num_threads(1)
-    # What a scheduler sends to all processes is for the first one, which still needs its workers for an iteration. When
-    # that wants their end it says so again, or has gone.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_parent_says_so, daemon=True).start()
+
+
+def _end_when_the_parent_says_so() -> None:
+    """What a scheduler sends to all processes is for the parent, which still needs its workers for an iteration."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
