@@ -140,8 +140,8 @@ class _Watched:
         if self.device.type != 'cuda':
             return
         try:
-            from workspace_lib.gpu import Sampler, open_nvml
-            from workspace_lib.gpu_hook import _card
+            from workspace_lib.tools.gpu_hook import _card
+            from workspace_lib.tools.nvml import Sampler, open_nvml
             self.sampler = Sampler(_card(open_nvml(), self.device).read, 0.1)
         except (RuntimeError, ImportError) as error:
             print(f'(without utilisation: {error})')

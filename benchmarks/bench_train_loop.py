@@ -31,13 +31,14 @@ import torch
 from torch import nn
 
 from workspace_lib.faults import CheckInvalidLossHook, StopSignalHook
-from workspace_lib.gpu import Card
-from workspace_lib.gpu_hook import GPUMonitorHook, LoaderWatchHook
 from workspace_lib.hooks import CheckpointHook, Hook, IterTimerHook, LrUpdaterHook, OptimizerHook
-from workspace_lib.log_hooks import ProgressBarHook, TensorboardLoggerHook, TextLoggerHook
+from workspace_lib.log_hooks import LoaderWatchHook, ProgressBarHook
+from workspace_lib.log_writers import TensorboardLoggerHook, TextLoggerHook
 from workspace_lib.models import build_classifier
 from workspace_lib.optim import lr_schedule
 from workspace_lib.runner import EpochBasedRunner
+from workspace_lib.tools.gpu_hook import GPUMonitorHook
+from workspace_lib.tools.nvml import Card
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests'))
 from nvml_replay import Replay  # noqa: E402

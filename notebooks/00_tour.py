@@ -119,6 +119,7 @@ assert MMCVConfig.fromfile(cfg.filename)._cfg_dict.to_dict() == cfg.to_dict()
 
 # %%
 from workspace_lib.models import build_classifier
+from workspace_lib.tools.build_tree import BuildTree
 from workspace_lib.trace import shown, trace_builds
 
 torch.manual_seed(0)
@@ -126,7 +127,7 @@ with trace_builds() as trace:
     model = build_classifier(cfg.model)
 
 # %%
-display(HTML(trace._repr_html_()))
+display(BuildTree(trace))
 for record in trace.records:
     print('   ' * record.depth + record.type, f'{record.parameters:,} parameters')
 

@@ -25,12 +25,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from IPython.display import HTML, display
+from IPython.display import display
 
 from workspace_lib.apis import load_config
 from workspace_lib.models import build_classifier
 from workspace_lib.registry import BACKBONES, HEADS, MODELS, Registry, build_from_cfg
 from workspace_lib.tools import registry_view
+from workspace_lib.tools.build_tree import BuildTree
 from workspace_lib.trace import shown, trace_builds
 
 torch.set_num_threads(1)
@@ -195,7 +196,7 @@ for record in trace.records:
     print(f'{"   " * record.depth + record.type:<28}{record.registry:<10}{shown((record.file, record.line)):<48}{count:>12}')
 
 # %% tags=["varies"]
-display(HTML(trace._repr_html_()))
+display(BuildTree(trace))
 
 # %% [markdown]
 # Nobody passes objects around: `ImageClassifier.__init__` gets three dictionaries and builds them itself, and the head does

@@ -128,8 +128,8 @@ def text(session: dict) -> str:
 def main(out: str, seconds: str = '30') -> None:
     import pynvml
 
-    from workspace_lib.gpu import open_nvml
     from workspace_lib.tools.gpu import look
+    from workspace_lib.tools.nvml import open_nvml
     recorder = Recorder(pynvml)
     nvml = open_nvml(recorder)
     for _ in range(int(seconds)):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import distributed, multiprocessing
 
-from workspace_lib.dist import all_gather, all_reduce_sum, get_dist_info, is_main, master_only
+from workspace_lib.dist import all_gather, all_reduce_sum, get_dist_info, is_main
 
 
 def test_one_process_is_rank_0_of_1():
@@ -22,25 +22,15 @@ def test_alone_what_is_gathered_is_ones_own():
     assert all_gather('mine') == ['mine']
 
 
-def test_alone_master_only_changes_nothing():
-    @master_only
-    def area(width, height=1):
-        """Of a rectangle."""
-        return width * height
-
-    assert area(3, height=2) == 6 and area.__name__ == 'area' and area.__doc__ == 'Of a rectangle.'
-
-
 def two_processes(rank: int, folder: str) -> None:
     distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
     total = all_reduce_sum(torch.tensor([rank + 1, 10]))
-    written = master_only(lambda: 'yes')()
     Path(folder, f'rank{rank}').write_text(
-        f'{get_dist_info()} {is_main()} {total.tolist()} {written} {all_gather("ab"[rank])}')
+        f'{get_dist_info()} {is_main()} {total.tolist()} {all_gather("ab"[rank])}')
     distributed.destroy_process_group()
 
 
-def test_two_processes_sum_and_gather_and_one_writes(tmp_path):
+def test_two_processes_sum_and_gather(tmp_path):
     multiprocessing.spawn(two_processes, args=(str(tmp_path),), nprocs=2)
-    assert (tmp_path / 'rank0').read_text() == "(0, 2) True [3, 20] yes ['a', 'b']"
-    assert (tmp_path / 'rank1').read_text() == "(1, 2) False [3, 20] None ['a', 'b']"
+    assert (tmp_path / 'rank0').read_text() == "(0, 2) True [3, 20] ['a', 'b']"
+    assert (tmp_path / 'rank1').read_text() == "(1, 2) False [3, 20] ['a', 'b']"

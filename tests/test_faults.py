@@ -26,7 +26,7 @@ from workspace_lib.datasets.loader import Loader
 from workspace_lib.faults import CheckInvalidLossHook, StopSignalHook
 from workspace_lib.hooks import CheckpointHook, Hook, OptimizerHook
 from workspace_lib.iter_runner import IterBasedRunner
-from workspace_lib.log_hooks import TextLoggerHook
+from workspace_lib.log_writers import TextLoggerHook
 from workspace_lib.resume import damage_of
 from workspace_lib.runner import EpochBasedRunner
 from workspace_lib.tools import commands, recovery

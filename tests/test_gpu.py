@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 from nvml_replay import SESSION, NVMLError, Replay
 
-from workspace_lib.gpu import Card, Sample, Sampler, open_nvml
 from workspace_lib.tools import gpu as tool
 from workspace_lib.tools.cli import build_parser, main
 from workspace_lib.tools.gpu import as_json, as_text, look, read_looks
+from workspace_lib.tools.nvml import Card, Sample, Sampler, open_nvml
 
 GIB = 2**30
 HOT = 15  # a look while gpu0 is slowed by heat

@@ -10,7 +10,7 @@ from test_runner import Batches, Recorder, Regression
 
 from workspace_lib.hooks import CheckpointHook, IterTimerHook, LrUpdaterHook, OptimizerHook
 from workspace_lib.iter_runner import IterBasedRunner
-from workspace_lib.log_hooks import TextLoggerHook
+from workspace_lib.log_writers import TextLoggerHook
 from workspace_lib.loops import EvalHook
 from workspace_lib.optim import lr_schedule
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from workspace_lib import gpu_hook
-from workspace_lib.gpu_hook import LoaderWatchHook
+from workspace_lib import log_hooks
 from workspace_lib.hooks import Hook, IterTimerHook, OptimizerHook
 from workspace_lib.iter_runner import IterBasedRunner
-from workspace_lib.log_hooks import TextLoggerHook
+from workspace_lib.log_hooks import LoaderWatchHook
+from workspace_lib.log_writers import TextLoggerHook
 from workspace_lib.runner import EpochBasedRunner
 
 LOGGER = 'workspace_lib.test_log'
@@ -69,7 +69,7 @@ def said(caplog):
 
 @pytest.fixture(autouse=True)
 def cores(monkeypatch):
-    monkeypatch.setattr(gpu_hook.os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(log_hooks.os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
 
 
 def test_a_line_shows_speed_waiting_memory_rate_loss_and_the_time_left(said):

@@ -7,8 +7,8 @@ import json
 import pytest
 from nvml_replay import SESSION, NVMLError, Recorder, Replay, text
 
-from workspace_lib.gpu import REASONS, open_nvml
 from workspace_lib.tools.gpu import look
+from workspace_lib.tools.nvml import REASONS, open_nvml
 
 RECORD = json.loads(SESSION.read_text())
 

@@ -25,7 +25,7 @@ from workspace_lib.checkpoint import link_latest, save_checkpoint
 from workspace_lib.faults import STOPPED, Stopped, StopSignalHook
 from workspace_lib.hooks import CheckpointHook, Hook, LrUpdaterHook, OptimizerHook
 from workspace_lib.iter_runner import IterBasedRunner
-from workspace_lib.log_hooks import TextLoggerHook
+from workspace_lib.log_writers import TextLoggerHook
 from workspace_lib.loops import EvalHook
 from workspace_lib.resume import damage_of
 from workspace_lib.runner import EpochBasedRunner

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from workspace_lib.hooks import CheckpointHook, Hook, IterTimerHook, LrUpdaterHook, OptimizerHook
-from workspace_lib.log_hooks import TextLoggerHook
+from workspace_lib.log_writers import TextLoggerHook
 from workspace_lib.registry import HOOKS
 from workspace_lib.runner import EpochBasedRunner, LogBuffer
 
@@ -293,7 +293,7 @@ def test_text_log_writes_json_lines_with_the_averages_since_the_last(tmp_path):
 
 def test_tensorboard_writes_scalars(tmp_path):
     events = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
-    from workspace_lib.log_hooks import TensorboardLoggerHook
+    from workspace_lib.log_writers import TensorboardLoggerHook
     runner = make_runner(max_epochs=1, work_dir=tmp_path)
     runner.register_hook(OptimizerHook())
     runner.register_hook(TensorboardLoggerHook(interval=2))

@@ -13,7 +13,7 @@ from torch import nn
 from workspace_lib.datasets.pipeline import DeviceStage
 from workspace_lib.datasets.transforms import Normalize
 from workspace_lib.hooks import OptimizerHook
-from workspace_lib.log_hooks import TensorboardLoggerHook
+from workspace_lib.log_writers import TensorboardLoggerHook
 from workspace_lib.loops import EvalHook
 from workspace_lib.runner import EpochBasedRunner
 from workspace_lib.tools.cli import main

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from workspace_lib.registry import Registry, trace_builds
+from workspace_lib.tools.build_tree import BuildTree
 from workspace_lib.trace import shown
 
 PARTS = Registry('part')
@@ -87,7 +88,7 @@ def test_a_failed_build_is_recorded_with_its_error():
     with pytest.raises(ValueError, match='no luck'), trace_builds() as trace:
         PARTS.build(dict(type='Tree', parts=[dict(type='broken')]))
     assert [r.error for r in trace.records] == ['ValueError: no luck'] * 2
-    assert str(trace).count('FAILED ValueError: no luck') == 2
+    assert str(BuildTree(trace)).count('FAILED ValueError: no luck') == 2
     with trace_builds() as later:
         PARTS.build(dict(type='Leaf', features=1))
     assert later.records[0].depth == 0
@@ -103,7 +104,7 @@ def test_another_thread_is_not_recorded():
 
 def test_the_tree_in_text(trace, monkeypatch):
     monkeypatch.chdir(Path(__file__).parent)
-    steady = re.sub(r':\d+|[\d.]+ ms', '', str(trace))
+    steady = re.sub(r':\d+|[\d.]+ ms', '', str(BuildTree(trace)))
     assert [re.sub(r' +', ' ', line).rstrip() for line in steady.splitlines()] == [
         'Tree part test_trace.py 3,000',
         '├─ Tree part test_trace.py 2,000',
@@ -121,7 +122,7 @@ def test_a_notebook_cell_has_a_steady_name():
 def test_an_empty_trace_says_so():
     with trace_builds() as trace:
         pass
-    assert str(trace) == trace._repr_html_() == 'no builds'
+    assert str(BuildTree(trace)) == BuildTree(trace)._repr_html_() == 'no builds'
 
 
 class Outline(html.parser.HTMLParser):
@@ -145,7 +146,7 @@ class Outline(html.parser.HTMLParser):
 
 def test_the_tree_in_html_is_nested_and_escaped(trace):
     outline = Outline()
-    outline.feed(trace._repr_html_())
+    outline.feed(BuildTree(trace)._repr_html_())
     assert outline.open == []
     assert outline.summaries == [(r.depth, r.type) for r in trace.records]
-    assert '<b>&"' not in trace._repr_html_() and '&lt;b&gt;&amp;&quot;' in trace._repr_html_()
+    assert '<b>&"' not in BuildTree(trace)._repr_html_() and '&lt;b&gt;&amp;&quot;' in BuildTree(trace)._repr_html_()

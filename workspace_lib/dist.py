@@ -5,8 +5,6 @@ One process, not launched as a group, is rank 0 of 1, and nothing here then comm
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import torch
@@ -23,16 +21,6 @@ def get_dist_info() -> tuple[int, int]:
 def is_main() -> bool:
     """Whether this process is the one that writes files and prints."""
     return get_dist_info()[0] == 0
-
-
-def master_only(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: runs on rank 0; elsewhere the call returns None at once."""
-
-    @wraps(function)
-    def on_main(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs) if is_main() else None
-
-    return on_main
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,9 @@ In: classes, frames and the builds that the registry reports. Out: (file, line) 
 
 from __future__ import annotations
 
-import html
 import importlib
 import inspect
 import os
-import reprlib
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +19,11 @@ from itertools import dropwhile
 from types import FrameType
 from typing import Any
 
-from .config import place_text as shown
+from .config import place_text
 
 Line = tuple[str, int]
+shown = place_text  # `file:line`, short where it can be
 _LAUNCHERS = tuple({sysconfig.get_path(p) + os.sep for p in ('stdlib', 'platlib', 'purelib', 'scripts')})
-_REPR = reprlib.Repr()
-_REPR.maxdict, _REPR.maxstring, _REPR.maxother = 30, 120, 120
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -88,50 +85,13 @@ class BuildRecord:
     def line(self) -> int:
         return self._source[1]
 
-    def columns(self) -> tuple[str, ...]:
-        """Type, registry, source line, parameters and milliseconds, as text."""
-        count = '-' if self.parameters is None else f'{self.parameters:,}'
-        failed = f'  FAILED {self.error}' if self.error else ''
-        source = shown((self.file, self.line)) if self.file else '(not Python)'
-        source = f'{source} borrowed from {self.lender}' if self.lender else source
-        return self.type, self.registry, source, count, f'{self.seconds * 1e3:.1f} ms{failed}'
-
 
 @dataclass
 class BuildTrace:
-    """Builds in the order in which they began; prints as a tree, and as HTML in a notebook."""
+    """Builds in the order in which they began; `tools.build_tree` draws them."""
 
     records: list[BuildRecord] = field(default_factory=list)
     depth: int = field(default=0, repr=False)
-
-    def _branch(self, i: int) -> str:
-        depths = [r.depth for r in self.records[i:]]
-
-        def goes_on(level: int) -> bool:
-            return next((d for d in depths[1:] if d <= level), -1) == level
-
-        arms = ['│  ' if goes_on(level) else '   ' for level in range(1, depths[0])]
-        return ''.join(arms) + ('├─ ' if goes_on(depths[0]) else '└─ ') if depths[0] else ''
-
-    def __str__(self) -> str:
-        rows = [r.columns() for r in self.records]
-        rows = [(self._branch(i) + row[0], *row[1:]) for i, row in enumerate(rows)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return '\n'.join(f'{t:<{widths[0]}}  {r:<{widths[1]}}  {s:<{widths[2]}}  {n:>{widths[3]}}  {ms}'
-                         for t, r, s, n, ms in rows) or 'no builds'
-
-    def _repr_html_(self) -> str:
-        out = []
-        depths = [r.depth for r in self.records] + [0]
-        for record, after in zip(self.records, depths[1:], strict=True):
-            name, registry, source, count, ms = map(html.escape, record.columns())
-            args = ''.join(f'<li>{html.escape(k)} = {html.escape(_REPR.repr(v))}</li>'
-                           for k, v in record.args.items())
-            out.append(f'<details open><summary><b>{name}</b> {registry} <code>{source}</code> '
-                       f'{count} parameters, {ms}</summary><div style="margin-left:1.5em">'
-                       f'<details><summary>arguments</summary><ul>{args}</ul></details>'
-                       + '</div></details>' * (record.depth - after + 1))
-        return ''.join(out) or 'no builds'
 
 
 _TRACES: ContextVar[tuple[BuildTrace, ...]] = ContextVar('traces', default=())

@@ -42,6 +42,7 @@ from ..runner import EpochBasedRunner
 from . import launch
 from .arguments import checked_output
 from .eval_pictures import show_evaluations
+from .gpu_hook import GPUMonitorHook as GPUMonitorHook
 from .recovery import memory_explained, newest
 from .versions import collect_run, collect_versions, uncommitted_changes
 

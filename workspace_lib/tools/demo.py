@@ -22,6 +22,7 @@ from ..registry import MODELS
 from ..trace import shown, trace_builds
 from . import commands, plots, report
 from .annotate import annotate, leaves
+from .build_tree import BuildTree
 from .photos import PHOTOGRAPHS, photograph
 from .table import Table
 
@@ -79,7 +80,7 @@ class Demo:
         imports = '\n'.join(map(shown, MODELS.registered_by('LeNet5'))).replace(f'{CONFIGS.parents[1]}/', '')
         return f'{len(trace.records)} builds', ''.join([
             report.paragraph('A config names classes, a registry finds and builds them, from the outside in:'),
-            f'<div class="tree">{trace._repr_html_()}</div>',
+            f'<div class="tree">{BuildTree(trace)._repr_html_()}</div>',
             report.paragraph('Why did the registry know `LeNet5`? These imports led to the class, the last line:'),
             report.code(imports)])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..log_hooks import TensorboardLoggerHook
+from ..log_writers import TensorboardLoggerHook
 from ..runner import EpochBasedRunner
 from .mistakes import confusion_plot
 from .plots import worst_mistakes

@@ -1,6 +1,6 @@
 """``workspace gpu``: what every GPU does, who uses it, what holds it back; in place on a terminal, as lines in a pipe.
 
-In: NVML, through the library's ``gpu``. Out: a `Gpu` a card; as text, or as a line of JSON a look.
+In: NVML, through ``nvml``. Out: a `Gpu` a card; as text, or as a line of JSON a look.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..gpu import Card, Sample, open_nvml
+from .nvml import Card, Sample, open_nvml
 from .table import Table
 
 #: Seconds since 1970, and every GPU then.

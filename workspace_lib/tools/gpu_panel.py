@@ -13,9 +13,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ..gpu import Sampler, open_nvml
-from ..gpu_hook import summary
 from .gpu import Gpu, Look, look
+from .gpu_hook import summary
+from .nvml import Sampler, open_nvml
 from .plots import BLUE, GREY, STYLE, VERMILLION, Plot
 from .table import Table
 

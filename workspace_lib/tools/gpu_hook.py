@@ -4,7 +4,6 @@ In: a `Sample` a second, ``IterTimerHook``'s times. Out: values in ``log_buffer`
 """
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .gpu import Card, Sample, Sampler, open_nvml
-from .hooks import Hook
-from .log_hooks import LoggerHook
-from .registry import HOOKS
+from ..hooks import Hook
+from ..log_hooks import LoggerHook, feed
+from ..registry import HOOKS
+from .nvml import Card, Sample, Sampler, open_nvml
 
 if TYPE_CHECKING:
-    from .runner import EpochBasedRunner
+    from ..runner import EpochBasedRunner
 
-_ENOUGH = 10  # samples to judge by, and iterations
-_SECONDS = 2.  # to judge a loader by where no GPU is watched
-_UNWATCHED = 1 / 3  # of the time spent waiting: where no GPU is watched, less may be hidden, or gained by no worker
+_ENOUGH = 10  # samples to judge by
 _WAITING = 0.2  # of the time of an iteration: a loader that takes less is hidden behind the GPU's queue
 _BUSY = 80  # percent; a GPU above it has no fifth to gain
 _IDLE = 50  # percent; below it, with no loader to blame, the steps are too small
@@ -121,34 +118,6 @@ class GPUMonitorHook(Hook):
         self.waited = self.elapsed = 0.
 
 
-@HOOKS.register_module()
-class LoaderWatchHook(Hook):
-    """Says once a run when its loader holds it up, and what to change; part of every training.
-
-    Judges by ``IterTimerHook``'s times alone; where ``GPUMonitorHook`` watches a GPU, that one judges.
-    """
-
-    priority = 80
-
-    def before_run(self, runner: EpochBasedRunner) -> None:
-        self.advised, self.waited, self.elapsed = False, 0., 0.
-
-    def after_train_iter(self, runner: EpochBasedRunner) -> None:
-        done = runner.inner_iter + 1
-        if self.advised or done % _ENOUGH:
-            return
-        count = _ENOUGH - (done == _ENOUGH)  # not the first batch of an epoch: it waits for the workers to start
-        self.waited += runner.log_buffer.total('data_time', count)
-        self.elapsed += runner.log_buffer.total('time', count)
-        if self.elapsed < _SECONDS:
-            return
-        share, self.waited, self.elapsed = self.waited / self.elapsed, 0., 0.
-        if share >= _UNWATCHED and not any(isinstance(hook, GPUMonitorHook) and hook.sampler for hook in runner.hooks):
-            self.advised = True
-            runner.logger.warning('the loader is the limit: %.0f%% of the time goes into waiting for batches. %s',
-                                  100 * share, _feed(getattr(runner.data_loader, 'num_workers', None)))
-
-
 def _card(nvml: Any, device: torch.device) -> Card:
     try:
         return Card(nvml, _handle(nvml, device))
@@ -198,22 +167,13 @@ def advice(samples: Sequence[Sample], waiting: float | None, loader: Any = None)
     if waiting is not None and busy is not None:
         if waiting >= _WAITING and busy < _BUSY:
             found.append(f'the loader, not the GPU, is the limit: {waiting:.0%} of the time goes into waiting for '
-                         f'batches, and the GPU is {busy:.0f} % busy. {_feed(getattr(loader, "num_workers", None))}')
+                         f'batches, and the GPU is {busy:.0f} % busy. {feed(getattr(loader, "num_workers", None))}')
         elif waiting < _WAITING and busy < _IDLE:
             size = getattr(loader, 'batch_size', None)
             found.append(f'the GPU is {busy:.0f} % busy, though only {waiting:.0%} of the time goes into waiting for '
                          f'batches: its steps are too small. Raise data.samples_per_gpu{f" from {size}" * bool(size)} '
                          f'(and optimizer.lr with it){_room(samples[-1])}')
     return found + _heat(samples)
-
-
-def _feed(workers: int | None) -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    smaller = 'train on a copy of the data set whose images are resized once, or packed'
-    if workers is not None and workers >= cores:
-        return f'data.workers_per_gpu is {workers} for {cores} cores: {smaller}'
-    given = '' if workers is None else f' from {workers}'
-    return f'Raise data.workers_per_gpu{given} (this process may use {cores} cores); if that is not enough, {smaller}'
 
 
 def _room(sample: Sample) -> str:
