@@ -117,7 +117,7 @@ class Loader:
         if isinstance(error, ConnectionError | EOFError):
             time.sleep(0.2)  # torch lost a worker amid a batch, and the system has yet to note that it ended
         workers = getattr(getattr(self._batches, '_iterator', None), '_workers', ())
-        told = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))  # perhaps before all have started
+        told = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))  # before all began
         dead: dict[int, int | None] = {int(pid): None for pid in told[1].split(',')} if told else {}
         dead |= {worker.pid: worker.exitcode for worker in workers if worker.exitcode}
         for pid, index in zip(self._places[::2], self._places[1::2], strict=True):
