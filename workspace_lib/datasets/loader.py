@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import cv2
@@ -115,7 +116,8 @@ class Loader:
     def explain(self, error: BaseException) -> None:
         """Add to an error which worker died, if one did, which file it was reading, and why that may be."""
         if isinstance(error, ConnectionError | EOFError):
-            time.sleep(0.2)  # torch lost a worker amid a batch, and the system has yet to note that it ended
+            with suppress(RuntimeError):  # torch lost a worker amid a batch, and may say which while the system notes
+                time.sleep(0.2)  # that it ended
         workers = getattr(getattr(self._batches, '_iterator', None), '_workers', ())
         told = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))  # or not all have started
         dead: dict[int, int | None] = {int(pid): None for pid in told[1].split(',')} if told else {}
