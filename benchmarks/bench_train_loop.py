@@ -32,7 +32,8 @@ from torch import nn
 
 from workspace_lib.faults import CheckInvalidLossHook, StopSignalHook
 from workspace_lib.hooks import CheckpointHook, Hook, IterTimerHook, LrUpdaterHook, OptimizerHook
-from workspace_lib.log_hooks import LoaderWatchHook, ProgressBarHook
+from workspace_lib.loader_watch import LoaderWatchHook
+from workspace_lib.log_hooks import ProgressBarHook
 from workspace_lib.log_writers import TensorboardLoggerHook, TextLoggerHook
 from workspace_lib.models import build_classifier
 from workspace_lib.optim import lr_schedule

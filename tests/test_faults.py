@@ -26,7 +26,7 @@ from workspace_lib.datasets.loader import Loader
 from workspace_lib.faults import CheckInvalidLossHook, StopSignalHook
 from workspace_lib.hooks import CheckpointHook, Hook, OptimizerHook
 from workspace_lib.iter_runner import IterBasedRunner
-from workspace_lib.log_writers import TextLoggerHook
+from workspace_lib.log_writers import TensorboardLoggerHook, TextLoggerHook
 from workspace_lib.resume import damage_of
 from workspace_lib.runner import EpochBasedRunner
 from workspace_lib.tools import commands, recovery
@@ -126,6 +126,34 @@ def test_looking_late_nothing_is_forgotten_at_the_end_of_the_run():
         run(poisoned(8, 6), CheckInvalidLossHook(interval=20))
     with pytest.raises(FloatingPointError, match='in iteration 7'):
         run(poisoned(8, 6), CheckInvalidLossHook(interval=20), kind=IterBasedRunner, max_iters=8)
+
+
+class InParts(Hook):
+    """Each batch is done in two parts, as after a group became smaller; poisons the second part of one of them."""
+
+    def __init__(self, poisoned: int) -> None:
+        self.poisoned = poisoned
+
+    def before_run(self, runner):
+        runner.parts = 2
+
+    def before_train_iter(self, runner):
+        if runner.iter == self.poisoned:
+            runner.rest[0]['img'].fill_(torch.nan)
+
+
+def test_the_second_part_of_a_batch_is_looked_at_before_the_step():
+    model = Regression()
+    with pytest.raises(FloatingPointError, match='the loss is nan in iteration 3, batch 3'):
+        run(Batches(5), CheckInvalidLossHook(), InParts(2), model=model)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_skipped_part_leaves_the_rest_of_its_batch():
+    hook, model = CheckInvalidLossHook(on_invalid='skip'), Normed()
+    run(Batches(5), hook, InParts(2), model=model)
+    assert hook.skipped == 1 and all(p.isfinite().all() for p in model.parameters())
+    assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
 def test_weights_that_are_no_numbers_are_not_saved_though_the_loss_was_one(tmp_path):
@@ -487,8 +515,28 @@ def test_out_of_memory_says_batch_peak_and_what_would_fit(data, tmp_path, monkey
     said = notes(caught.value)
     assert 'out of memory with samples_per_gpu=16: at most 30.00 GiB were in use, of 20.00 GiB' in said
     assert 'samples_per_gpu=8 would fit' in said  # 32 of which 20 are there: 9.99
-    assert 'data.samples_per_gpu=8 optimizer_config.cumulative_iters=2' in said and 'bf16=True' in said
+    assert 'data.samples_per_gpu=8 optimizer_config.cumulative_iters=6' in said and 'bf16=True' in said  # 3 as it is
     assert 'in epoch 1, iteration 1 of the run; no checkpoint was saved yet' in said
+
+
+@pytest.mark.parametrize('batch, fits, cumulative, advice', [
+    (100, 40, 1, 'data.samples_per_gpu=25 optimizer_config.cumulative_iters=4'),
+    (10, 3, 1, 'data.samples_per_gpu=2 optimizer_config.cumulative_iters=5'),
+    (16, 8, 4, 'data.samples_per_gpu=8 optimizer_config.cumulative_iters=8'),
+    (16, 0, 1, 'not even one sample fits'), (1, 0, 1, 'not even one sample fits')])
+def test_the_advice_keeps_the_batch_and_never_names_what_failed(monkeypatch, batch, fits, cumulative, advice):
+    model = Regression()
+    runner = EpochBasedRunner(model, torch.optim.SGD(model.parameters(), lr=1), max_epochs=1,
+                              meta=dict(cumulative_iters=cumulative))
+    runner.data_loader = loader_of(batch)
+    monkeypatch.setattr(recovery, 'what_fits', lambda *figures: fits)
+    said = recovery.out_of_memory(runner, torch.OutOfMemoryError('CUDA out of memory.'))
+    assert advice in said and 'samples_per_gpu=0' not in said
+
+
+def loader_of(batch):
+    from types import SimpleNamespace
+    return SimpleNamespace(batch_size=batch)
 
 
 # A full disk.
@@ -520,13 +568,13 @@ class Large(Regression):
 class Fills(Hook):
     """The disk, from one epoch on until the end of another."""
 
-    def __init__(self, path, first, last):
-        self.path, self.first, self.last = path, first, last
+    def __init__(self, path, first, last, spare=300_000):
+        self.path, self.first, self.last, self.spare = path, first, last, spare
 
     def before_train_epoch(self, runner):
         if runner.epoch + 1 == self.first:
             free = shutil.disk_usage(self.path.parent).free
-            self.path.write_bytes(bytes(max(free - 300_000, 0)))
+            self.path.write_bytes(bytes(max(free - self.spare, 0)))
         if runner.epoch == self.last:
             self.path.unlink()
 
@@ -548,6 +596,34 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(small_disk, caplog):
     said, = {record.getMessage() for record in caplog.records if 'epoch_2.pth' in record.getMessage()}
     assert 'No space left on device' in said and 'takes 1.5 MiB or more; 0.3 MiB are free there' in said
     assert f'the run goes on, the last good checkpoint: {small_disk}/epoch_1.pth' in said
+
+
+def test_tensorboard_on_a_full_disk_costs_its_record_and_not_the_run(small_disk, caplog):
+    hook = TensorboardLoggerHook(interval=1)
+    runner = run(Batches(2), CheckpointHook(interval=1, max_keep_ckpts=1), TextLoggerHook(interval=1), hook,
+                 Fills(small_disk / 'filler', 2, 3, spare=0), model=Large(), folder=small_disk, max_epochs=6)
+    assert runner.epoch == 6 and damage_of(small_disk / 'epoch_6.pth') is None
+
+
+def test_what_its_writer_cannot_do_is_said_once(tmp_path, caplog):
+    class Full:
+        def __getattr__(self, name):
+            def fails(*args, **kwargs):
+                raise OSError(28, 'No space left on device')
+            return fails
+
+    class Breaks(Hook):
+        priority = 'HIGHEST'
+
+        def after_train_iter(self, runner):
+            if runner.iter == 1:
+                hook.writer.close()
+                hook.writer = Full()
+
+    hook = TensorboardLoggerHook(interval=1)
+    assert run(Batches(4), hook, Breaks(), model=Regression(), folder=tmp_path).iter == 4
+    said = [record.getMessage() for record in caplog.records if 'TensorBoard' in record.getMessage()]
+    assert len(said) == 1 and 'No space left on device' in said[0]
 
 
 def test_a_disk_that_is_full_at_the_end_is_no_success(small_disk):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from workspace_lib import log_hooks
+from workspace_lib import loader_watch
 from workspace_lib.hooks import Hook, IterTimerHook, OptimizerHook
 from workspace_lib.iter_runner import IterBasedRunner
-from workspace_lib.log_hooks import LoaderWatchHook
+from workspace_lib.loader_watch import LoaderWatchHook
 from workspace_lib.log_writers import TextLoggerHook
 from workspace_lib.runner import EpochBasedRunner
 
@@ -69,7 +69,7 @@ def said(caplog):
 
 @pytest.fixture(autouse=True)
 def cores(monkeypatch):
-    monkeypatch.setattr(log_hooks.os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(loader_watch.os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
 
 
 def test_a_line_shows_speed_waiting_memory_rate_loss_and_the_time_left(said):

@@ -23,6 +23,7 @@ from .dist import get_dist_info
 from .faults import CheckInvalidLossHook, StopSignalHook
 from .hooks import IterTimerHook, LrUpdaterHook, MomentumUpdaterHook, OptimizerHook
 from .iter_runner import IterBasedRunner as IterBasedRunner
+from .loader_watch import LoaderWatchHook
 from .log_writers import TextLoggerHook as TextLoggerHook
 from .loops import EvalHook
 from .loops import multi_gpu_test as multi_gpu_test
@@ -274,7 +275,7 @@ def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int)
         runner.register_hook(HOOKS.build(cfg.checkpoint_config, default_args=dict(
             type='CheckpointHook', by_epoch=runner.by_epoch)))
     runner.register_hook(IterTimerHook())
-    runner.register_hook(log_hooks.LoaderWatchHook())
+    runner.register_hook(LoaderWatchHook())
     runner.register_hook(log_hooks.ProgressBarHook())
     custom = cfg.get('custom_hooks') or []
     if not isinstance(custom, list | tuple):

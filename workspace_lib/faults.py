@@ -44,7 +44,7 @@ class CheckInvalidLossHook(Hook):
         interval: iterations from one look to the next; default 1 on the CPU, 10 on a GPU.
         on_invalid: ``'stop'``, or ``'skip'``: the batch gives no gradients, and leaves the model's buffers (statistics
             of BatchNorm) as they were. Looks, and waits, at every iteration; where one of several processes skips, all
-            do. Ten in a row stop the run.
+            do. Ten in a row stop the run. Of a batch that is done in parts only the part is left out.
     """
 
     priority = 'HIGH'  # before the optimizer
@@ -73,6 +73,8 @@ class CheckInvalidLossHook(Hook):
         elif len(self.pending) >= self.every or self.is_last_iter(runner):
             self._look(runner)
 
+    after_part = after_train_iter
+
     def before_save(self, runner: EpochBasedRunner) -> None:
         self._look(runner)
         finite = {name: p.isfinite().all() for name, p in unwrapped(runner.model).named_parameters()}
@@ -93,6 +95,8 @@ class CheckInvalidLossHook(Hook):
     def _skip_if_invalid(self, runner: EpochBasedRunner, iteration: int, loss: Tensor) -> None:
         if not all_reduce_sum((~loss.isfinite()).float()):
             self.in_a_row = 0
+            if runner.rest and self.buffers:
+                torch._foreach_copy_(self.before, self.buffers)  # what the next part of the batch begins with
             return
         told = _told(runner, iteration, loss.item())
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1

@@ -166,10 +166,9 @@ class OptimizerHook(Hook):
         runner.step.require_backward_grad_sync = self._is_due(runner) and not runner.rest
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
-        scaler, due, skipped = runner.precision.scaler, self._is_due(runner), runner.outputs['loss'] is None
-        if not skipped:  # as CheckInvalidLossHook does with a batch
-            self._backward(runner, due)
-        if not due or skipped and not self._share_what_there_is(runner):
+        scaler, due = runner.precision.scaler, self._is_due(runner)
+        self._backward(runner, due)
+        if not due or runner.outputs['loss'] is None and not self._share_what_there_is(runner):
             return
         if self.grad_clip is not None:
             scaler.unscale_(runner.optimizer)
@@ -188,11 +187,14 @@ class OptimizerHook(Hook):
             runner.step.require_backward_grad_sync = due and number == len(runner.rest)
             runner.forward('train', part)
             runner.log_buffer.merge(runner.outputs['log_vars'], runner.outputs['num_samples'])
+            runner.tell('after_part')
             self._add_gradients(runner)
 
     def _add_gradients(self, runner: EpochBasedRunner) -> None:
         """The loss counts as its part of the batch, and the batch as its part of the window."""
         loss, divisor = runner.outputs['loss'], float(self._window(runner))
+        if loss is None:  # of what CheckInvalidLossHook skips
+            return
         if runner.rest:
             divisor *= len(runner.data_batch['img']) / runner.outputs['num_samples']
         runner.precision.scaler.scale(loss / divisor if divisor != 1 else loss).backward()

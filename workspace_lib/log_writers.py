@@ -80,15 +80,26 @@ class TensorboardLoggerHook(LoggerHook):
             raise ImportError('TensorboardLoggerHook needs the package tensorboard: pip install tensorboard, '
                               'or drop it from log_config.hooks') from error
         self.writer = SummaryWriter(str(runner.work_dir / 'tf_logs'))
+        runner.cleanup.callback(self._put, runner, 'close')  # also after an error, or a signal
         if 'config' in runner.meta:
-            self.writer.add_text('config', f'```python\n{runner.meta["config"]}\n```')
+            self._put(runner, 'add_text', 'config', f'```python\n{runner.meta["config"]}\n```')
+
+    def _put(self, runner: EpochBasedRunner, method: str, *args: Any, **kwargs: Any) -> None:
+        """A call of the writer, whose thread may have met a full disk: that costs the record, and not the run."""
+        if self.writer is None:
+            return
+        try:
+            getattr(self.writer, method)(*args, **kwargs)
+        except OSError as error:
+            self.writer = None
+            runner.logger.error('TensorBoard gets nothing more from this run, which goes on: %s', error)
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
-        if runner.iter == self.first_iter and self.writer is not None:
+        if runner.iter == self.first_iter:
             img = runner.data_batch.get('img')
             if isinstance(img, torch.Tensor) and img.ndim == 4 and img.shape[1] in (1, 3):
-                self.writer.add_images('train/first batch', _in_colour(img[:16], runner.data_loader),
-                                       runner._done)
+                self._put(runner, 'add_images', 'train/first batch', _in_colour(img[:16], runner.data_loader),
+                          runner._done)
         super().after_train_iter(runner)
 
     def draw(self, runner: EpochBasedRunner, dataset: Any, results: Any) -> None:
@@ -97,20 +108,14 @@ class TensorboardLoggerHook(LoggerHook):
             return
         try:
             for name, picture in self.pictures(dataset, results).items():
-                self.writer.add_image(f'val/{name}', picture, runner._done, dataformats='HWC')
+                self._put(runner, 'add_image', f'val/{name}', picture, runner._done, dataformats='HWC')
         except Exception as error:
             runner.logger.warning('TensorBoard lacks pictures of this evaluation: %s: %s', type(error).__name__, error)
 
     def write(self, runner: EpochBasedRunner, entry: dict[str, Any]) -> None:
-        if self.writer is None:
-            return
         for key, value in entry.items():
             if key not in ('mode', 'epoch', 'iter') and isinstance(value, int | float):
-                self.writer.add_scalar(f'{entry["mode"]}/{key}', value, runner._done)
-
-    def after_run(self, runner: EpochBasedRunner) -> None:
-        if self.writer is not None:
-            self.writer.close()
+                self._put(runner, 'add_scalar', f'{entry["mode"]}/{key}', value, runner._done)
 
 
 def _in_colour(img: torch.Tensor, loader: Any) -> torch.Tensor:

@@ -158,6 +158,11 @@ class EpochBasedRunner:
         for call in self._calls[point]:
             call(self)
 
+    def tell(self, point: str) -> None:
+        """Call what few hooks have: ``before_save``, and ``after_part`` after each further part of a batch."""
+        for hook in self.hooks:
+            getattr(hook, point, lambda runner: None)(self)
+
     def run(self, data_loaders: Sequence[Iterable], workflow: Sequence[tuple[str, int]]) -> None:
         """Train to the end; ``workflow=[('train', 2), ('val', 1)]`` validates after every second epoch.
 
@@ -336,9 +341,7 @@ class EpochBasedRunner:
         folder = Path(out_dir) if out_dir is not None else self.work_dir
         if folder is None:
             return None
-        for hook in self.hooks:
-            if hasattr(hook, 'before_save'):
-                hook.before_save(self)
+        self.tell('before_save')
         extra = state_of_ranks(self.model)
         if self.rank != 0:
             return None

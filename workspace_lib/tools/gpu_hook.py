@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..hooks import Hook
-from ..log_hooks import LoggerHook, feed
+from ..loader_watch import feed
+from ..log_hooks import LoggerHook
 from ..registry import HOOKS
 from .nvml import Card, Sample, Sampler, open_nvml
 

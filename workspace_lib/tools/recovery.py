@@ -5,7 +5,6 @@ In: the folder of a run; a runner and its error. Out: a path; a note on the erro
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -75,13 +74,17 @@ def out_of_memory(runner: EpochBasedRunner, error: BaseException) -> str:
     fixed = fixed_memory(runner.model, runner.optimizer)
     batch = getattr(runner.data_loader, 'batch_size', None) or runner.outputs.get('num_samples', 1)
     fits = what_fits(batch, needed, fixed, available)
-    parts = math.ceil(batch / fits) if fits else batch
-    return (f'out of memory with samples_per_gpu={batch}: at most {peak / _GIB:.2f} GiB were in use, of '
-            f'{available / _GIB:.2f} GiB that this process can have. samples_per_gpu={fits} would fit, or less where '
-            f'the step that failed had yet more to ask for: counted are {fixed / _GIB:.2f} GiB for weights, gradients '
-            f'and optimizer, and the rest as growing with the batch. To train as with {batch}: '
-            f'data.samples_per_gpu={batch // parts} optimizer_config.cumulative_iters={parts}; '
-            "half of the memory for activations: bf16=True, or fp16.loss_scale=dynamic")
+    told = (f'out of memory with samples_per_gpu={batch}: at most {peak / _GIB:.2f} GiB were in use, of '
+            f'{available / _GIB:.2f} GiB that this process can have; counted are {fixed / _GIB:.2f} GiB for weights, '
+            'gradients and optimizer, and the rest as growing with the batch. ')
+    smaller = "Half of the memory for activations: bf16=True, or fp16.loss_scale=dynamic"
+    if not fits:
+        return told + f'So not even one sample fits: a smaller model or image is needed. {smaller}'
+    part = max(size for size in range(1, fits + 1) if batch % size == 0)
+    windows = batch // part * int(runner.meta.get('cumulative_iters', 1))
+    return told + (f'samples_per_gpu={fits} would fit, or less where the step that failed had yet more to ask for. To '
+                   f'train as with {batch}: data.samples_per_gpu={part} optimizer_config.cumulative_iters={windows}. '
+                   f'{smaller}')
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:

@@ -1,0 +1,57 @@
+"""A word on a loader that holds a training up, and what to change.
+
+In: ``IterTimerHook``'s times. Out: one warning a run.
+"""
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from .hooks import Hook
+from .registry import HOOKS
+
+if TYPE_CHECKING:
+    from .runner import EpochBasedRunner
+
+_ITERATIONS = 10  # from one look at the loader to the next
+_SECONDS = 2.  # to judge it by
+_WAITING = 1 / 3  # of the time: less may be hidden behind a GPU's queue, or gained by no worker
+
+
+@HOOKS.register_module()
+class LoaderWatchHook(Hook):
+    """Says once a run when its loader holds it up, and what to change; part of every training.
+
+    Judges by ``IterTimerHook``'s times alone; a hook with a ``sampler``, as ``GPUMonitorHook`` has one where it watches
+    a GPU, judges better, and this one is silent.
+    """
+
+    priority = 80
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        self.advised, self.waited, self.elapsed = False, 0., 0.
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        done = runner.inner_iter + 1
+        if self.advised or done % _ITERATIONS:
+            return
+        count = _ITERATIONS - (done == _ITERATIONS)  # without an epoch's first batch: it waits for the workers
+        self.waited += runner.log_buffer.total('data_time', count)
+        self.elapsed += runner.log_buffer.total('time', count)
+        if self.elapsed < _SECONDS:
+            return
+        share, self.waited, self.elapsed = self.waited / self.elapsed, 0., 0.
+        if share >= _WAITING and not any(getattr(hook, 'sampler', None) for hook in runner.hooks):
+            self.advised = True
+            runner.logger.warning('the loader is the limit: %.0f%% of the time goes into waiting for batches. %s',
+                                  100 * share, feed(getattr(runner.data_loader, 'num_workers', None)))
+
+
+def feed(workers: int | None) -> str:
+    """What to change where the loader is the limit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    smaller = 'train on a copy of the data set whose images are resized once, or packed'
+    if workers is not None and workers >= cores:
+        return f'data.workers_per_gpu is {workers} for {cores} cores: {smaller}'
+    given = '' if workers is None else f' from {workers}'
+    return f'Raise data.workers_per_gpu{given} (this process may use {cores} cores); if that is not enough, {smaller}'
