@@ -344,7 +344,8 @@ class TestJobs:
     @pytest.fixture
     def in_container(self, tmp_path, monkeypatch):
         monkeypatch.setenv('LAB_DEVICE', 'cpu')
-        monkeypatch.delenv(jobs.NOTED, raising=False)
+        for name in (jobs.NOTED, 'LOCAL_RANK'):  # the second is left by mmclassification's own script
+            monkeypatch.delenv(name, raising=False)
         (tmp_path / '.lab').mkdir()
 
     def test_training_started_by_hand_in_the_container_is_listed_too(self, tmp_path, in_container):
