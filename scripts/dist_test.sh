@@ -8,4 +8,4 @@ if [ $# -lt 3 ]; then
 fi
 CONFIG=$1 CHECKPOINT=$2 GPUS=$3
 shift 3
-exec "$(dirname "${BASH_SOURCE[0]}")/torchrun.sh" "$GPUS" test "$CONFIG" "$CHECKPOINT" --launcher pytorch "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/torchrun.sh" "$GPUS" test "$CONFIG" "$CHECKPOINT" "$@"

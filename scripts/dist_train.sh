@@ -8,4 +8,4 @@ if [ $# -lt 2 ]; then
 fi
 CONFIG=$1 GPUS=$2
 shift 2
-exec "$(dirname "${BASH_SOURCE[0]}")/torchrun.sh" "$GPUS" train "$CONFIG" --launcher pytorch "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/torchrun.sh" "$GPUS" train "$CONFIG" "$@"

@@ -332,23 +332,80 @@ custom_hooks = [dict(type='FailsOnRank1')]
     assert 'a fault of rank 1' in done.stderr and 'process 1 ended with status 1' in done.stderr
 
 
-def test_a_signal_stops_all_processes_with_a_checkpoint_to_go_on_from(tmp_path):
-    (tmp_path / 'tiny.py').write_text(CONFIG.format(root=ROOT).replace('max_epochs=1', 'max_epochs=300'))
-    words = ['-m', 'workspace_lib.tools.cli', 'train', 'tiny.py', '--gpus', '2', '--device', 'cpu', '--work-dir', 'run',
-             '--no-validate']
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    with open(tmp_path / 'said', 'wb') as said:
-        process = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=env, stdout=said, stderr=said)
+def stopped_by(number: signal.Signals, words: list[object], folder: Path, when: str) -> tuple[int, str]:
+    """Exit status, and what was said, of a command that gets a signal once it has said `when`."""
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'VIRTUAL_ENV': sys.prefix,
+           'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    with open(folder / 'said', 'wb') as said:
+        process = subprocess.Popen([str(word) for word in words], cwd=folder, env=env, stdout=said, stderr=said)
     group = [process.pid]
     try:
-        while 'Epoch [1]' not in (tmp_path / 'said').read_text():
-            assert process.poll() is None, (tmp_path / 'said').read_text()
+        while when not in (folder / 'said').read_text():
+            assert process.poll() is None, (folder / 'said').read_text()
             time.sleep(0.1)
         group = descendants(process.pid)
-        process.send_signal(signal.SIGUSR1)
-        assert process.wait(60) == 85, (tmp_path / 'said').read_text()
+        process.send_signal(number)
+        return process.wait(60), (folder / 'said').read_text()
     finally:
-        kill(group, tmp_path)
+        kill(group, folder)
+
+
+@pytest.mark.parametrize('start', [
+    [sys.executable, '-m', 'workspace_lib.tools.cli', 'train', 'tiny.py', '--gpus', 2],
+    [ROOT / 'scripts/dist_train.sh', 'tiny.py', 2]], ids=['workspace', 'script'])
+def test_a_signal_stops_all_processes_with_a_checkpoint_to_go_on_from(tmp_path, start):
+    (tmp_path / 'tiny.py').write_text(CONFIG.format(root=ROOT).replace('max_epochs=1', 'max_epochs=300'))
+    status, said = stopped_by(signal.SIGUSR1, [*start, '--device', 'cpu', '--work-dir', 'run', '--no-validate'],
+                              tmp_path, 'Epoch [1]')
+    assert status == 85 and 'Traceback' not in said, said
     (file,) = (tmp_path / 'run').glob('stopped_iter_*.pth')
     meta = torch.load(file, weights_only=True)['meta']
     assert (meta['world_size'], meta['samples_per_gpu'], meta['batch_size']) == (2, 250, 500)
+
+
+def test_a_signal_while_they_start_is_no_run_to_go_on_with(tmp_path):
+    (tmp_path / 'slow.py').write_text("import time\nprint('starting', flush=True)\ntime.sleep(100)\n")
+    (tmp_path / 'tiny.py').write_text(CONFIG.format(root=ROOT) + "custom_imports = dict(imports=['slow'])\n")
+    status, said = stopped_by(signal.SIGTERM, [sys.executable, '-m', 'workspace_lib.tools.cli', 'train', 'tiny.py',
+                                               '--gpus', 2, '--device', 'cpu'], tmp_path, 'starting')
+    assert status == 128 + signal.SIGTERM and 'ended by SIGTERM before anything was saved' in said, said
+    assert 'Traceback' not in said, said
+
+
+@pytest.mark.parametrize('number, statuses, ends', [
+    (signal.SIGTERM, [-15, 85], 85), (signal.SIGUSR1, [], 138), (signal.SIGHUP, [0, -1], 129),
+    (signal.SIGTERM, [0, 0], None)])
+def test_a_group_that_a_signal_ends_has_the_status_of_what_its_processes_did(number, statuses, ends):
+    try:
+        launch._end_by(number, statuses)
+        status = None
+    except SystemExit as ended:
+        status = ended.code
+    assert status == ends
+
+
+def test_ctrl_c_is_ctrl_c_whatever_the_processes_did():
+    with pytest.raises(KeyboardInterrupt):
+        launch._end_by(signal.SIGINT, [130, -2])
+
+
+def test_the_scripts_are_the_command_with_the_machines_of_the_environment(tmp_path):
+    """A stand-in for python writes down what it is to run."""
+    (tmp_path / 'python').write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / 'python').chmod(0o755)
+    path = f'{tmp_path}:{os.environ["PATH"]}'
+    done = run(ROOT / 'scripts/dist_train.sh', 'c.py', 2, '--seed', 1, cwd=tmp_path, PATH=path)
+    assert done.stdout.split() == ['-m', 'workspace_lib.tools.cli', 'train', 'c.py', '--seed', '1', '--gpus', '2',
+                                   '--nnodes', '1', '--node-rank', '0', '--meet-at', '127.0.0.1:29500']
+    done = run(ROOT / 'scripts/dist_test.sh', 'c.py', 'x.pth', 8, cwd=tmp_path, PATH=path, NNODES='2', NODE_RANK='1',
+               MASTER_ADDR='a.b', PORT='29501')
+    assert done.stdout.split()[2:] == ['test', 'c.py', 'x.pth', '--gpus', '8', '--nnodes', '2', '--node-rank', '1',
+                                       '--meet-at', 'a.b:29501']
+
+
+def test_launcher_pytorch_with_gpus_starts_them_unless_torchrun_did(env):
+    """mmclassification's habit: its scripts append it."""
+    args = cli.build_parser().parse_args(['train', 'c.py', '--launcher', 'pytorch', '--gpus', '2'])
+    assert not launch.joins(args)
+    says(env, **dict.fromkeys(launch.TORCHRUN, 1))
+    assert launch.joins(args)

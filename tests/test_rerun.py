@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from workspace_lib.checkpoint import read_checkpoint
 from workspace_lib.config import Config
+from workspace_lib.tools import launch
 from workspace_lib.tools import rerun as rerun_tool
 from workspace_lib.tools.cli import main
 from workspace_lib.tools.rerun import rerun
-from workspace_lib.tools.versions import collect_versions
+from workspace_lib.tools.versions import collect_versions, earlier_parts
 
 CONFIG = '''
 model = dict(
@@ -206,8 +208,70 @@ def test_several_processes_are_asked_for(run, no_training, monkeypatch):
     started = []
     monkeypatch.setattr('torch.distributed.run.main', started.append)
     assert main(['rerun', str(run), '--device', 'cpu']) == 0
-    assert started == [['--standalone', '--nproc-per-node', '2', '-m', 'workspace_lib.tools.cli', 'rerun', str(run),
-                        '--device=cpu']]
+    assert started == [['--standalone', '--nproc-per-node', '2', '--signals-to-handle', launch.SIGNALS, '-m',
+                        'workspace_lib.tools.cli', 'rerun', str(run), '--device=cpu']]
+
+
+def test_a_process_of_a_rerun_that_fails_is_named_in_a_line(run, monkeypatch, capsys):
+    change(run, processes=2)
+
+    def fail(words: list[str]) -> None:
+        raise ChildFailedError('rerun', {1: ProcessFailure(local_rank=1, pid=1, exitcode=3, error_file='')})
+
+    monkeypatch.setattr('torch.distributed.run.main', fail)
+    assert main(['rerun', str(run)]) == 1
+    assert capsys.readouterr().err.startswith('error: process 1 ended with status 3')
+
+
+def resumed(run: Path, **first: object) -> None:
+    """Let the report be that of a second part, after a first one with other values."""
+    report = json.loads((run / 'report.json').read_text())
+    earlier = {**report, 'run': {**report['run'], **first}}
+    (run / 'report.json').write_text(json.dumps({**report, 'earlier': [earlier]}))
+
+
+def test_a_run_that_changed_its_processes_is_repeated_with_those_of_its_first_part(run, monkeypatch, capsys):
+    resumed(run, processes=2)
+    started = []
+    monkeypatch.setattr('torch.distributed.run.main', started.append)
+    assert main(['rerun', str(run)]) == 0
+    assert started[0][:3] == ['--standalone', '--nproc-per-node', '2']
+
+
+def test_what_changed_between_the_parts_is_told(run, no_training, said, monkeypatch):
+    before = torch.get_num_threads()
+    resumed(run, processes=2, threads=before + 1)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    change(run, commit='a later one')
+    try:
+        rerun(run)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert 'the run had 2 processes, then 1' in said()
+    assert f'commit: {collect_versions()["commit"]}, then a later one in the parts of the run' in said()
+
+
+def test_a_run_that_goes_on_keeps_the_reports_of_its_earlier_parts(run):
+    words = ['train', run / 'digits.py', '--work-dir', run, '--device', 'cpu', '--no-validate']
+    first = json.loads((run / 'report.json').read_text())
+    for epochs in (2, 3):
+        in_a_process(*words, '--resume-from', run / 'latest.pth', '--cfg-options', f'runner.max_epochs={epochs}')
+    report = json.loads((run / 'report.json').read_text())
+    assert report['earlier'][0] == first and len(report['earlier']) == 2
+    assert 'earlier' not in report['earlier'][1]
+
+
+@pytest.mark.parametrize(('resume_from', 'parts'), [(None, 0), ('elsewhere/latest.pth', 0), ('latest.pth', 1)])
+def test_earlier_parts_are_those_that_the_run_goes_on_from(run, resume_from, parts):
+    found = earlier_parts(run, resume_from and str(run / resume_from))
+    assert len(found.get('earlier', [])) == parts
+
+
+def test_a_broken_report_does_not_keep_a_training_from_going_on(run, said):
+    (run / 'report.json').write_text('{')
+    assert earlier_parts(run, str(run / 'latest.pth')) == {}
+    assert 'report.json cannot be read' in said()
 
 
 def test_one_of_several_processes_warns_for_all(run, no_training, said, monkeypatch):

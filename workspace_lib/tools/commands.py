@@ -44,7 +44,7 @@ from .arguments import checked_output
 from .eval_pictures import show_evaluations
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
 from .recovery import memory_explained, newest
-from .versions import collect_run, collect_versions, uncommitted_changes
+from .versions import collect_run, collect_versions, earlier_parts, uncommitted_changes
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,8 @@ def _start_folder(cfg: Config, name: str, stamp: str, given: dict[str, Any]) -> 
     versions = collect_versions()
     arguments = {key: value for key, value in given.items() if key not in _IN_CONFIG}
     run = collect_run(f'{name}.py', arguments, cfg.resume_from or cfg.load_from)
-    write_whole(folder / 'report.json', json.dumps({**versions, 'run': run}, indent=2) + '\n')
+    write_whole(folder / 'report.json', json.dumps({**versions, 'run': run, **earlier_parts(folder, cfg.resume_from)},
+                                                    indent=2) + '\n')
     if patch := uncommitted_changes():
         write_whole(folder / 'uncommitted.patch', patch)
     else:  # a run that is resumed may have left one

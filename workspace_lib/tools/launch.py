@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ def joins(args: argparse.Namespace) -> bool:
     """Whether this process is to be one of several that are there already; else `start` may have to start them."""
     if args.local_rank is not None:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.launcher == 'pytorch' and args.gpus:  # which starts them, unless a torchrun did
+        return _under_torchrun()
     return args.launcher not in (None, 'none') or _under_torchrun()
 
 
@@ -62,10 +65,22 @@ def start(args: argparse.Namespace) -> None:
 
     Raises:
         ValueError: fewer GPUs than that, or options that cannot go together.
-        RuntimeError: a process failed; its own words stand above.
-        SystemExit: with the status of a run that a signal stopped, which the processes got too.
+        RuntimeError, SystemExit, KeyboardInterrupt: as `run_group`.
     """
-    words = _torchrun_words(args)
+    run_group(_torchrun_words(args), args.words)
+
+
+def run_group(words: list[str], command: list[str]) -> None:
+    """``workspace COMMAND ...`` in several processes, to their end; a signal that comes meanwhile goes to all of them.
+
+    Args:
+        words: torchrun's own, which say how many processes and where they meet.
+
+    Raises:
+        RuntimeError: a process failed; its own words stand above.
+        SystemExit: a signal ended it; `STOPPED` where the processes saved, else 128 + the signal's number.
+        KeyboardInterrupt: that signal was SIGINT.
+    """
     # Else a machine that comes back waits for an address that torch 2.14 tells the first group alone.
     os.environ.setdefault('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '300')  # seconds: a checkpoint takes its time
@@ -73,16 +88,37 @@ def start(args: argparse.Namespace) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
     try:
-        torchrun([*words, '--signals-to-handle', SIGNALS, '-m', 'workspace_lib.tools.cli', *args.words])
+        torchrun([*words, '--signals-to-handle', SIGNALS, '-m', 'workspace_lib.tools.cli', *command])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode == STOPPED:
             raise SystemExit(STOPPED) from None
         raise RuntimeError(f'process {rank} ended with status {failure.exitcode}; what it said is above') from error
     except SignalException as error:
-        if error.sigval in (signal.SIGTERM, signal.SIGUSR1):
-            raise SystemExit(STOPPED) from None
-        raise KeyboardInterrupt from error
+        _end_by(error.sigval, _statuses(error))
+
+
+def _statuses(error: BaseException) -> list[int | None]:
+    """How the processes ended that torchrun passed a signal on to: it tells its agent alone, who is on the error's way.
+
+    None at all where it had not started them yet.
+    """
+    agents = [frame.f_locals['agent'] for frame, _ in traceback.walk_tb(error.__traceback__)
+              if 'agent' in frame.f_locals]
+    return [handler.proc.poll() for agent in agents[:1] if agent._pcontext
+            for handler in agent._pcontext.subprocess_handlers.values()]
+
+
+def _end_by(number: signal.Signals, statuses: list[int | None]) -> None:
+    """End as the processes did; those that had just finished leave nothing to say."""
+    if STOPPED in statuses:
+        raise SystemExit(STOPPED) from None
+    if statuses and not any(status != 0 for status in statuses):
+        return
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt from None
+    logger.error('ended by %s before anything was saved', number.name)
+    raise SystemExit(128 + number) from None
 
 
 def _torchrun_words(args: argparse.Namespace) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .versions import collect_versions, sha256, uncommitted_changes
 logger = logging.getLogger(__name__)
 
 #: Entries of a report that change no result.
-_HARMLESS = ('run', 'jupyterlab', 'system', 'cores')
+_HARMLESS = ('run', 'earlier', 'jupyterlab', 'system', 'cores')
 
 
 def rerun(folder: str | os.PathLike, work_dir: str | None = None, device: str | None = None) -> Any:
@@ -44,15 +45,15 @@ def rerun(folder: str | os.PathLike, work_dir: str | None = None, device: str | 
     """
     folder = Path(folder)
     report = _report(folder)
-    run = report['run']
-    _check_processes(folder, run['processes'])
+    run, first = report['run'], _first(report)
+    _check_processes(folder, first['run']['processes'])
     cfg = Config.fromfile(str(folder / run['config']))
     if int(os.environ.get('RANK', 0)) == 0:
-        for line in [*_differences(folder, report), *_start(folder, run, cfg)]:
+        for line in [*_differences(folder, report), *_parts(report), *_start(folder, run, cfg)]:
             logger.warning('%s', line)
     if _went_on(folder, run, cfg):
         cfg.resume_from = None
-    _set_threads(run['threads'])
+    _set_threads(first['run']['threads'])
     arguments = {key: value for key, value in run['arguments'].items() if key in _arguments()}
     arguments |= dict(work_dir=work_dir or f'{folder}-rerun', device=device or arguments.get('device'))
     words = [f'--device={arguments["device"]}', *['--no-validate'] * (not arguments.get('validate', True))]
@@ -80,6 +81,24 @@ def _report(folder: Path) -> dict[str, Any]:
     if not (folder / report['run']['config']).is_file():
         raise FileNotFoundError(f'{folder} is no folder of a run: it has no {report["run"]["config"]}')
     return report
+
+
+def _first(report: dict[str, Any]) -> dict[str, Any]:
+    """What a run that was resumed had in its first part, which is what a repetition begins as."""
+    return [*report.get('earlier', []), report][0]
+
+
+def _parts(report: dict[str, Any]) -> Iterator[str]:
+    """A line for each thing that changed while the run was going on."""
+    parts = [*report.get('earlier', []), report]
+    counts = [str(count) for count, _ in groupby(part['run']['processes'] for part in parts)]
+    if len(counts) > 1:
+        yield (f'the run had {counts[0]} processes, then {", then ".join(counts[1:])}; all of it is repeated with '
+               f'{counts[0]}')
+    for key in dict.fromkeys(key for part in parts for key in part):
+        values = [str(value) for value, _ in groupby(part.get(key) for part in parts)]
+        if key not in _HARMLESS and len(values) > 1:
+            yield f'{key}: {", then ".join(values)} in the parts of the run'
 
 
 def _check_processes(folder: Path, processes: int) -> None:
@@ -150,12 +169,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    processes = _report(Path(args.folder))['run']['processes']
+    processes = _first(_report(Path(args.folder)))['run']['processes']
     if processes == 1 or 'WORLD_SIZE' in os.environ:
         rerun(args.folder, args.work_dir, args.device)
         launch.leave()
         return
-    from torch.distributed.run import main as torchrun
     more = [f'--{name}={value}' for name, value in (('work-dir', args.work_dir), ('device', args.device)) if value]
-    torchrun(['--standalone', '--nproc-per-node', str(processes), '-m', 'workspace_lib.tools.cli', 'rerun',
-              args.folder, *more])
+    launch.run_group(['--standalone', '--nproc-per-node', str(processes)], ['rerun', args.folder, *more])

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
+import logging
 import os
 import platform
 import subprocess
@@ -14,6 +16,8 @@ import torch
 
 from .. import __version__
 from ..dist import get_dist_info
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'simplejpeg', 'timm', 'mmcv', 'mmcv-full',
             'mmcls', 'jupyterlab')
@@ -40,6 +44,24 @@ def collect_run(config: str, arguments: dict[str, Any], weights: str | None = No
     """
     return dict(config=config, arguments=arguments, folder=os.getcwd(), threads=torch.get_num_threads(),
                 processes=get_dist_info()[1], weights=weights, weights_sha256=sha256(weights))
+
+
+def earlier_parts(folder: Path, resume_from: str | None) -> dict[str, list[dict[str, Any]]]:
+    """``earlier``: the reports of what the run in `folder` did before it goes on from `resume_from`, oldest first.
+
+    Returns:
+        Nothing of a run that begins. A report that cannot be read is passed over with a warning: the training matters.
+    """
+    file = folder / 'report.json'
+    if not resume_from or Path(resume_from).resolve().parent != folder.resolve() or not file.is_file():
+        return {}
+    try:
+        report = json.loads(file.read_text())
+        earlier = report.pop('earlier', [])
+        return dict(earlier=[*earlier, report] if 'run' in report else earlier)
+    except (ValueError, AttributeError) as error:
+        logger.warning('%s cannot be read, so what it tells of the earlier parts is lost: %s', file, error)
+        return {}
 
 
 def sha256(file: str | None) -> str | None:
