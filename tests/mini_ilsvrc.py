@@ -27,6 +27,7 @@ from workspace_lib.tools.prepare.sources import ImageNetFacts
 
 CLASSES = 20
 VAL_EACH = 2
+TEST_IMAGES = CLASSES * VAL_EACH
 OFFICIAL = ImageNetFacts()
 
 
@@ -121,6 +122,18 @@ def val_images() -> dict[str, bytes]:
             for number in range(1, CLASSES * VAL_EACH + 1)}
 
 
+def test_images() -> dict[str, bytes]:
+    return {name.replace('_val_', '_test_'): data for name, data in val_images().items()}
+
+
+def make_test(folder: Path, images: dict[str, bytes]) -> None:
+    """The archive of the test images, which lie in a folder of it."""
+    with tarfile.open(folder / OFFICIAL.test.name, 'w') as tar:
+        add(tar, 'test', b'', type=tarfile.DIRTYPE)
+        for name, data in images.items():
+            add(tar, f'test/{name}', data)
+
+
 def make(folder: Path, extra: dict[int, list[tuple[str, bytes, dict]]] | None = None) -> ImageNetFacts:
     """The three archives in `folder`; `extra` members by label. Returns what is true of them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +156,8 @@ def facts_of(folder: Path) -> ImageNetFacts:
         data = (folder / name).read_bytes()
         archives[key] = Archive(name, len(data), hashlib.md5(data).hexdigest())
     count = sum(len(images_of(label)) for label in range(CLASSES))
-    return ImageNetFacts(**archives, classes=CLASSES, train_images=count, val_images=CLASSES * VAL_EACH)
+    return ImageNetFacts(**archives, classes=CLASSES, train_images=count, val_images=CLASSES * VAL_EACH,
+                         test_images=TEST_IMAGES)
 
 
 def make_kaggle(folder: Path) -> ImageNetFacts:
@@ -157,7 +171,8 @@ def make_kaggle(folder: Path) -> ImageNetFacts:
         (data / part).mkdir()
     for name, content in val_images().items():
         (data / 'val' / name).write_bytes(content)
-        (data / 'test' / name.replace('_val_', '_test_')).write_bytes(content)
+    for name, content in test_images().items():
+        (data / 'test' / name).write_bytes(content)
     (data / 'val' / '._ILSVRC2012_val_00000001.JPEG').write_bytes(b'not an image')
     (folder / 'LOC_synset_mapping.txt').write_text(''.join(
         f'{wnid} class {label}, kind {label}\n' for label, wnid in enumerate(wnids())))
@@ -165,7 +180,7 @@ def make_kaggle(folder: Path) -> ImageNetFacts:
              for number, label in enumerate(val_labels(), 1)]
     (folder / 'LOC_val_solution.csv').write_text('ImageId,PredictionString\n' + ''.join(reversed(lines)))
     count = sum(len(images_of(label)) for label in range(CLASSES))
-    return ImageNetFacts(classes=CLASSES, train_images=count, val_images=CLASSES * VAL_EACH)
+    return ImageNetFacts(classes=CLASSES, train_images=count, val_images=CLASSES * VAL_EACH, test_images=TEST_IMAGES)
 
 
 def facts_text(facts: ImageNetFacts | CocoFacts) -> str:

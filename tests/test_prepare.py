@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import fcntl
 import io
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -24,6 +26,7 @@ import pytest
 
 from workspace_lib.datasets import ImageNet, decode
 from workspace_lib.tools.prepare import PrepareError, Status, cli, engine, images, prepare_imagenet, units, verify_tree
+from workspace_lib.tools.prepare import archives as archives_module
 from workspace_lib.tools.prepare.archives import Tar
 from workspace_lib.tools.prepare.disk import Disk
 from workspace_lib.tools.prepare.errors import MEANING, system_errors
@@ -413,6 +416,40 @@ def test_a_flipped_byte_is_found_before_anything_is_unpacked(archives, tmp_path,
     assert path.read_bytes() == data
 
 
+def test_a_dry_run_finds_a_flipped_byte_of_the_devkit_as_the_run_does(archives, tmp_path):
+    path = archives[0] / archives[1].devkit.name
+    whole = path.read_bytes()
+    for at in range(12, len(whole), len(whole) // 9):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1:])
+        dry = refused(archives, tmp_path / 'tree', Status.ARCHIVE, dry_run=True)
+        assert not (tmp_path / 'tree').exists()
+        assert dry == refused(archives, tmp_path / 'tree', Status.ARCHIVE) and f'{path} has the MD5' in dry
+        shutil.rmtree(tmp_path / 'tree')
+
+
+def test_a_damaged_devkit_without_a_sum_never_reaches_its_parser(archives, tmp_path, monkeypatch):
+    monkeypatch.setattr('workspace_lib.tools.prepare.sources._classes', lambda meta: pytest.fail('was parsed'))
+    path = archives[0] / archives[1].devkit.name
+    whole = path.read_bytes()
+    for at in range(64, len(whole), len(whole) // 30):  # behind the name of the file, which nothing hangs on
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1:])
+        with pytest.raises(PrepareError, match='is damaged') as caught:
+            read_devkit(path, archives[1])
+        assert caught.value.status == Status.ARCHIVE
+
+
+@pytest.mark.parametrize('error', [NotImplementedError('newer'), TypeError('odd'), KeyError('synsets')])
+def test_whatever_a_parser_raises_is_called_damage(made, monkeypatch, error):
+    import scipy.io
+
+    def loadmat(*args: Any, **kwargs: Any) -> None:
+        raise error
+    monkeypatch.setattr(scipy.io, 'loadmat', loadmat)
+    with pytest.raises(PrepareError, match=f'is damaged: {type(error).__name__}') as caught:
+        read_devkit(made[0] / made[1].devkit.name, made[1])
+    assert caught.value.status == Status.ARCHIVE
+
+
 def test_md5_sums_are_kept_until_a_file_changes(archives, tmp_path, monkeypatch):
     prepare(archives, tmp_path / 'tree')
     shutil.rmtree(tmp_path / 'tree/train' / mini.wnids()[0])
@@ -506,6 +543,42 @@ def test_a_missing_val_image_is_named(archives, tmp_path):
             mini.add(tar, name, data)
     assert 'lacks 1 val images, such as number 40' in refused(
         with_true_facts(archives), tmp_path / 'tree', Status.ARCHIVE)
+
+
+def with_test_images(made: tuple[Path, ImageNetFacts], tmp_path: Path, images: dict[str, bytes]) -> tuple[
+        Path, ImageNetFacts]:
+    shutil.copytree(made[0], tmp_path / 'with_test')
+    mini.make_test(tmp_path / 'with_test', images)
+    return tmp_path / 'with_test', made[1]
+
+
+def test_the_test_images_are_all_there_byte_for_byte(made, tmp_path):
+    source = with_test_images(made, tmp_path, mini.test_images())
+    manifest = prepare(source, tmp_path / 'tree', test=True, subset='1')
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'tree/test').iterdir()} == mini.test_images()
+    assert (tmp_path / 'tree/meta/test.txt').read_text().split() == [*mini.test_images()]
+    assert manifest['parts']['test']['images'] == 40
+
+
+def test_a_missing_test_image_is_named(made, tmp_path):
+    images = mini.test_images()
+    del images['ILSVRC2012_test_00000017.JPEG']
+    source = with_test_images(made, tmp_path, images)
+    assert 'lacks 1 test images, such as number 17' in refused(source, tmp_path / 'tree', Status.ARCHIVE, test=True)
+    assert not (tmp_path / 'tree/test').exists()
+
+
+@pytest.mark.parametrize('name', ['notes.txt', 'ILSVRC2012_val_00000001.JPEG', 'ILSVRC2012_test_00000041.JPEG',
+                                  'ILSVRC2012_test_00000000.JPEG', 'test/ILSVRC2012_test_00000001.JPEG'])
+def test_a_foreign_file_among_the_test_images_is_refused(made, tmp_path, name):
+    source = with_test_images(made, tmp_path, {**mini.test_images(), name: b'mine'})
+    assert f"'test/{name}' is no test image: they are ILSVRC2012_test_00000001.JPEG to 00000040" in refused(
+        source, tmp_path / 'tree', Status.ARCHIVE, test=True)
+    assert not (tmp_path / 'tree/test').exists()
+
+
+def test_there_are_so_many_official_test_images():
+    assert ImageNetFacts().test_images == 100_000
 
 
 def test_an_image_too_few_is_found_by_the_count(made, tmp_path):
@@ -1075,6 +1148,106 @@ def test_a_changed_byte_in_a_header_is_found(tmp_path, at, value):
     assert caught.value.status == Status.ARCHIVE
 
 
+def with_checksum(header: bytes) -> bytes:
+    return header[:148] + b'%06o\0 ' % (sum(header[:148]) + sum(header[156:512]) + 8 * 32) + header[156:]
+
+
+def header_of(name: str, size: bytes = b'%011o\0' % 0, kind: bytes = tarfile.REGTYPE) -> bytes:
+    header = tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT)
+    return with_checksum(header[:124] + size + header[136:156] + kind + header[157:])
+
+
+def pax(settings: dict[str, str], kind: bytes = b'x') -> bytes:
+    """A PAX header of settings for the next member."""
+    lines = b''
+    for key, value in settings.items():
+        line = f' {key}={value}\n'.encode()
+        length = next(n for n in range(len(line), len(line) + 9) if len(str(n)) + len(line) == n)
+        lines += str(length).encode() + line
+    return header_of('pax', b'%011o\0' % len(lines), kind) + lines.ljust(-(-len(lines) // 512) * 512, b'\0')
+
+
+def refused_tar(path: Path, data: bytes) -> str:
+    """The message about a tar with one plain file before and one after `data`; it comes at once."""
+    plain = header_of('plain', b'%011o\0' % 1) + b'1'.ljust(512, b'\0')
+    path.write_bytes(plain + data + plain + bytes(1024))
+    before = signal.signal(signal.SIGALRM, lambda *args: pytest.fail('it goes on for ever'))
+    signal.alarm(20)
+    try:
+        with pytest.raises(PrepareError) as caught:
+            for count, _ in enumerate(Tar(path).members()):
+                assert count < 5, 'it goes on for ever'
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught.value.status == Status.ARCHIVE
+    return str(caught.value)
+
+
+@pytest.mark.parametrize('form', [['--format=oldgnu'], ['--format=gnu'], ['--format=pax', '--sparse-version=0.0'], [
+    '--format=pax', '--sparse-version=0.1'], ['--format=pax', '--sparse-version=1.0']])
+def test_a_sparse_file_in_a_tar_is_refused(tmp_path, form):
+    with (tmp_path / 'n01440764_1.JPEG').open('wb') as file:
+        for at in range(0, 40 << 20, 4 << 20):  # more holes than a header of the old form has room for
+            file.seek(at)
+            file.write(b'data')
+    done = subprocess.run(['tar', '--sparse', *form, '-cf', 'x.tar', 'n01440764_1.JPEG'], cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / 'x.tar').stat().st_size < 1 << 20, 'it is not sparse'
+    with pytest.raises(PrepareError, match="holds 'n01440764_1.JPEG', which is a sparse file") as caught:
+        [*Tar(tmp_path / 'x.tar').members()]
+    assert caught.value.status == Status.ARCHIVE
+
+
+def test_numbers_of_a_sparse_file_that_are_none_are_damage(tmp_path):
+    member = pax({'GNU.sparse.major': '1', 'GNU.sparse.minor': '0', 'GNU.sparse.size': 'x'}) + header_of('a')
+    assert 'is damaged' in refused_tar(tmp_path / 'x.tar', member)
+
+
+NEGATIVE = b'\xff' * 10 + b'\xfe\0'  # -512, as GNU writes what octal digits cannot
+NEGATIVES = {'a file': header_of('odd', NEGATIVE), 'PAX': pax({'size': '-512'}) + header_of('odd'),
+             'PAX, far': pax({'size': '-51200'}) + header_of('odd'), 'a long name': header_of('odd', NEGATIVE, b'L'),
+             'far': header_of('odd', b'\xff' * 9 + b'\xf0\0\0'), 'a folder': header_of('odd/', NEGATIVE, b'5'),
+             'a PAX header': header_of('odd', NEGATIVE, b'x'), 'an unknown kind': header_of('odd', NEGATIVE, b'Q')}
+
+
+@pytest.mark.parametrize('where', NEGATIVES)
+def test_a_negative_size_in_a_tar_is_damage(tmp_path, where):
+    assert 'is damaged: ' in refused_tar(tmp_path / 'x.tar', NEGATIVES[where])
+
+
+def test_a_negative_size_of_the_first_member_is_damage(tmp_path):
+    (tmp_path / 'x.tar').write_bytes(header_of('odd', NEGATIVE) + bytes(1024))
+    with pytest.raises(PrepareError, match="is damaged: 'odd' has a size of -512 bytes"):
+        next(Tar(tmp_path / 'x.tar').members())
+
+
+def test_a_name_in_a_tar_that_is_not_utf8_is_refused(tmp_path):
+    header = header_of('n01440764_X.JPEG').replace(b'X', b'\xff')
+    assert "holds 'n01440764_\\udcff.JPEG', whose name is not UTF-8" in refused_tar(
+        tmp_path / 'x.tar', with_checksum(header))
+
+
+def test_what_was_read_leaves_the_page_cache_and_nothing_else_does(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
+        for number in range(20):
+            mini.add(tar, f'{number}', bytes(5000))
+    calls, at = [], [0]
+
+    def advise(file: int, start: int, size: int, advice: int) -> None:
+        assert os.readlink(f'/proc/self/fd/{file}') == str(tmp_path / 'x.tar')
+        calls.append((start, size, advice, at[0]))
+    monkeypatch.setattr(os, 'posix_fadvise', advise)
+    monkeypatch.setattr(archives_module, 'BEHIND', 20_000)
+    for number, (_, read) in enumerate(Tar(tmp_path / 'x.tar').images(), 1):
+        assert len(read()) == 5000
+        at[0] = number * 5632  # where what has been read ends: a header and 10 blocks each
+    ends = [start + size for start, size, *_ in calls]
+    assert [start for start, *_ in calls] == [0, *ends[:-1]], 'a gap, or twice'
+    assert {advice for *_, advice, _ in calls} == {os.POSIX_FADV_DONTNEED}
+    assert all(size > 20_000 for _, size, *_ in calls) and len(calls) == 4
+    assert all(end == read_to + 512 for end, (*_, read_to) in zip(ends, calls, strict=True))  # the next one's header
+
+
 three = multiprocessing.get_context('fork').Barrier(3)
 
 
@@ -1085,6 +1258,21 @@ def meet(meter: Meter) -> int:
 
 def test_a_spare_process_works_while_another_waits_for_the_disk():
     assert sorted(Pool(2, show_progress=False).run(meet, [()] * 3)) == [0, 1, 2]
+
+
+def end_by(meter: Meter, code: int) -> None:
+    faulthandler.disable()
+    if code:
+        os.kill(os.getpid(), code)
+    os._exit(3)
+
+
+@pytest.mark.parametrize('code, text', [(signal.SIGSEGV, 'by signal 11 (Segmentation fault)'), (
+    signal.SIGKILL, 'by signal 9 (Killed)'), (0, 'with exit status 3')])
+def test_how_a_worker_ended_is_told(code, text):
+    with pytest.raises(PrepareError, match='run the same command again') as caught:
+        Pool(2, show_progress=False).aside(end_by, code)
+    assert f'a worker process ended {text} in end_by' in str(caught.value)
 
 
 @pytest.mark.parametrize('workers', [1, 2])

@@ -53,17 +53,19 @@ def check_size(path: Path, archive: Archive) -> None:
                            f'{less}; fetch it again', Status.ARCHIVE)
 
 
-def check_md5(job: Job, archives: dict[Path, Archive]) -> None:
-    """Compare with the publisher's sums, all files at once; a file that has not changed since is not read again."""
+def check_md5(job: Job, archives: dict[Path, Archive], keep: bool = True) -> None:
+    """Compare with the publisher's sums, all files at once; a file that has not changed since is not read again,
+    unless `keep` is off: then nothing is written."""
     store, known = _known(job)
     todo = [path for path, archive in archives.items() if archive.md5 and not is_known(job, path)]
     if not todo:
         return
     size = sum(path.stat().st_size for path in todo)
     sums = job.pool.run(_md5, [(path,) for path in todo], 'MD5' if size > SOON else '', size)
-    known.update({_key(path): [*_identity(path), md5] for path, md5 in zip(todo, sums, strict=True)
-                  if md5 == archives[path].md5})
-    job.replace(store, [as_json(known)])
+    if keep:
+        known.update({_key(path): [*_identity(path), md5] for path, md5 in zip(todo, sums, strict=True)
+                      if md5 == archives[path].md5})
+        job.replace(store, [as_json(known)])
     for path, md5 in zip(todo, sums, strict=True):
         if md5 != archives[path].md5:
             raise PrepareError(f'{path} has the MD5 {md5}, {archives[path].name} should have {archives[path].md5}: '
@@ -119,14 +121,17 @@ class _Window(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if self._at < 0:
+            raise tarfile.ReadError('a header leads to before the first byte')
         return self._at
 
     def tell(self) -> int:
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._at)
-        data = os.pread(self._file, left if size < 0 else min(size, left), self._start + self._at)
+        if size < 0:  # tarfile asks for all only where a header says so
+            raise tarfile.ReadError('a header has a negative size')
+        data = os.pread(self._file, max(0, min(size, self._size - self._at)), self._start + self._at)
         self._at += len(data)
         return data
 
@@ -154,10 +159,17 @@ class Tar:
             os.close(file)
 
     def _members(self, window: _Window, size: int) -> Iterator[tuple[str, int, int]]:
+        end = 0
         try:
             with tarfile.open(fileobj=window, mode='r:') as tar:  # type: ignore[call-overload]
                 while (member := _plain_member(tar, window) or tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined] # tarfile remembers each; a million of them would be a gigabyte
+                    if member.issparse():  # its bytes here are a map of holes and what lies between them
+                        raise PrepareError(f'{self.path} holds {member.name!r}, which is a sparse file; it is not '
+                                           'unpacked', Status.ARCHIVE)
+                    if member.size < 0 or tar.offset <= end:  # it would be read again and again
+                        raise damaged(self.path, f'{member.name!r} has a size of {member.size:,} bytes')
+                    end = tar.offset
                     if member.offset_data + member.size > size:
                         raise damaged(self.path, f'it ends within {member.name}')
                     if member.isdir() or is_hidden(member.name) and member.isreg():
@@ -167,7 +179,7 @@ class Tar:
                                            'is not unpacked', Status.ARCHIVE)
                     yield safe_name(member.name), self.start + member.offset_data, member.size
                 end = tar.offset
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError) as error:  # ValueError: numbers in a PAX header that are none
             raise damaged(self.path, f'{error} (at byte {self.start + window.tell():,})') from error
         # tarfile takes a header that it cannot read for the end
         window.seek(end)

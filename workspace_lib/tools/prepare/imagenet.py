@@ -13,7 +13,7 @@ from functools import partial
 from .archives import Folder, Tar, check_md5
 from .engine import MANIFEST, Job
 from .errors import PrepareError, Status
-from .sources import IMAGE_BYTES, TEST_IMAGES, VAL_NAME, Kaggle, Source, Truth
+from .sources import IMAGE_BYTES, TEST_NAME, VAL_NAME, Kaggle, Source, Truth
 from .units import Unit, Writer, read_listing, some
 
 
@@ -48,7 +48,7 @@ def plan(source: Source, truth: Truth, subset: Subset, val_layout: str, test: bo
     units = [Unit('val', _part(size, len(chosen) / facts.classes), _part(facts.val_images, share), val)]
     if test:
         images, size = source.test()
-        units.append(Unit('test', size, TEST_IMAGES, partial(fill_flat, images=images)))
+        units.append(Unit('test', size, facts.test_images, partial(fill_test, images=images, count=facts.test_images)))
     each = facts.train_images // facts.classes
     for wnid in chosen:
         images, size = train[wnid]
@@ -108,10 +108,20 @@ def val_path(number: int, truth: Truth, layout: str) -> str:
     return f'{truth.wnids[truth.val[number - 1]]}/{name}' if layout == 'folders' else name
 
 
-def fill_flat(writer: Writer, images: Tar | Folder) -> None:
+def fill_test(writer: Writer, images: Tar | Folder, count: int) -> None:
     """The test images, which have no labels; the archive has them in a folder `test`."""
+    seen = set()
     for name, read in images.images():
-        writer.add(name.removeprefix('test/'), read())
+        match = TEST_NAME.fullmatch(name.removeprefix('test/'))
+        number = int(match[1]) if match else 0
+        if not match or not 1 <= number <= count:
+            raise PrepareError(f'{name!r} is no test image: they are ILSVRC2012_test_{1:08}.JPEG to {count:08}',
+                               Status.ARCHIVE)
+        seen.add(number)
+        writer.add(match[0], read())
+    if missing := {*range(1, count + 1)} - seen:
+        raise PrepareError(f'{images.path} lacks {len(missing):,} test images, such as number {min(missing)}',
+                           Status.ARCHIVE)
 
 
 def discard_changed(job: Job, source: Source, subset: Subset) -> None:

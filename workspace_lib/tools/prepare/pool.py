@@ -96,6 +96,7 @@ class Pool:
         meter, count = Meter(), min(self.workers + SPARE, len(tasks)) or 1
         with ProcessPoolExecutor(count, _processes, _begin, (meter, os.getpid())) as pool:
             futures = [pool.submit(_call, function, task) for task in tasks]
+            workers = multiprocessing.active_children()
             pending: set[Any] = set(futures)
             try:
                 while pending:
@@ -105,13 +106,24 @@ class Pool:
                         future.result()
                 bar.update(meter.amount - bar.n)
             except BrokenProcessPool:
-                raise PrepareError('a worker process was killed, perhaps for want of memory; run the same command '
-                                   'again, with fewer --workers') from None
+                pool.shutdown()
+                raise PrepareError(_how_ended(function.__name__, [worker.exitcode for worker in workers])) from None
             except BaseException:
                 meter.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
         return [future.result() for future in futures]
+
+
+def _how_ended(task: str, codes: Sequence[int | None]) -> str:
+    """Of the worker that broke the pool, by the exit codes of all; the pool itself ends the others with SIGTERM."""
+    code = next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), None)
+    how = 'for an unknown reason'
+    if code is not None:
+        how = f'by signal {-code} ({signal.strsignal(-code)})' if code < 0 else f'with exit status {code}'
+    return (f'a worker process ended {how} in {task}, without a word of its own. Signal 9 may be want of memory (dmesg '
+            'says so): try fewer --workers. Else it is a fault of a program, or of a file that it read. What is '
+            'finished stays; run the same command again')
 
 
 def _is_watched() -> bool:

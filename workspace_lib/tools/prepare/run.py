@@ -125,10 +125,12 @@ def prepare_imagenet(archives: PathLike | None, dest: PathLike, *, val_layout: s
             samples = [images for images, _ in source.train(truth).values()]
             return Plan(job, units, 'train', sizes, setting.pack, samples[::-(-len(samples) // 8)], truth)
 
+        devkit = {path: archive for path, archive in wanted.items() if archive == facts.devkit}
         if dry_run:
+            check_md5(job, devkit, keep=False)  # before it is parsed; nothing is written
             return planned().describe(wanted)
         with job:
-            check_md5(job, {path: archive for path, archive in wanted.items() if archive == facts.devkit})
+            check_md5(job, devkit)
             imagenet.discard_changed(job, source, chosen)
             plan = planned()
             plan.check_room()

@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .archives import Archive, Folder, Images, Tar, check_names, check_size, damaged
 from .errors import PrepareError, Status
@@ -18,9 +20,10 @@ from .units import some
 
 WNID = re.compile(r'n\d{8}')
 VAL_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
+TEST_NAME = re.compile(r'ILSVRC2012_test_(\d{8})\.JPEG')
+META, TRUTH = 'meta.mat', 'ILSVRC2012_validation_ground_truth.txt'  # of the devkit
 KAGGLE = 'ILSVRC/Data/CLS-LOC'
 KAGGLE_ENTRIES = ('ILSVRC', 'ILSVRC/Data', KAGGLE)  # any of them may be given
-TEST_IMAGES = 100_000
 IMAGE_BYTES = 115_000  # mean over the train images; where the number of images is not known yet
 
 
@@ -35,6 +38,7 @@ class ImageNetFacts:
     classes: int = 1000
     train_images: int = 1_281_167
     val_images: int = 50_000
+    test_images: int = 100_000
 
 
 @dataclass(frozen=True)
@@ -74,26 +78,37 @@ def _check_truth(truth: Truth, facts: ImageNetFacts, path: Path) -> None:
 
 def _devkit_files(path: Path) -> tuple[list[tuple[int, str, str]], list[int]]:
     """(ID, wnid, words) of the classes that have no children, and the ground truth."""
-    import scipy.io  # takes 0.7 s
-    found: dict[str, Any] = {}
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                name = member.name.rpartition('/')[2]
-                if member.isreg() and name in ('meta.mat', 'ILSVRC2012_validation_ground_truth.txt'):
-                    found[name] = tar.extractfile(member)
-                    if name == 'meta.mat':
-                        rows = scipy.io.loadmat(found[name], squeeze_me=True)['synsets']
-                        ids = [(int(row['ILSVRC2012_ID']), str(row['WNID']), str(row['words'])) for row in rows
-                               if row['num_children'] == 0]
-                    else:
-                        lines = [int(line) for line in found[name].read().split()]
-    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError) as error:
-        raise damaged(path, str(error)) from error
+    found = _devkit_members(path)
     if len(found) != 2:
         raise PrepareError(f'{path} lacks meta.mat or the validation ground truth; found: {some(found) or "neither"}',
                            Status.ARCHIVE)
-    return ids, lines
+    try:
+        return _classes(found[META]), [int(line) for line in found[TRUTH].split()]
+    except Exception as error:  # of a damaged file scipy raises nearly anything
+        raise damaged(path, f'{type(error).__name__}: {error}') from error
+
+
+def _devkit_members(path: Path) -> dict[str, bytes]:
+    """The two files that count. The whole stream is read before, so that gzip's own sum is checked: scipy can crash
+    on a damaged file."""
+    found = {}
+    try:
+        with gzip.open(path) as file:
+            data = io.BytesIO(file.read())
+        with tarfile.open(fileobj=data, mode='r:') as tar:
+            for member in tar:
+                name = member.name.rpartition('/')[2]
+                if name in (META, TRUTH) and (content := member.isreg() and tar.extractfile(member)):
+                    found[name] = content.read()
+    except (gzip.BadGzipFile, zlib.error, EOFError, tarfile.TarError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+    return found
+
+
+def _classes(meta: bytes) -> list[tuple[int, str, str]]:
+    import scipy.io  # takes 0.7 s
+    return [(int(row['ILSVRC2012_ID']), str(row['WNID']), str(row['words']))
+            for row in scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)['synsets'] if row['num_children'] == 0]
 
 
 @dataclass(frozen=True)
@@ -194,7 +209,7 @@ class Kaggle:
         return Pictures(self._part('val')), self.facts.val_images * IMAGE_BYTES * 6 // 5
 
     def test(self) -> tuple[Pictures, int]:
-        return Pictures(self._part('test')), TEST_IMAGES * IMAGE_BYTES * 6 // 5
+        return Pictures(self._part('test')), self.facts.test_images * IMAGE_BYTES * 6 // 5
 
     def _part(self, name: str) -> Path:
         folder = self.folder / KAGGLE / name

@@ -21,6 +21,7 @@ from .pool import Meter
 COPIES = 'copies'  # in the work folder; kept by every run until one is finished
 BLOCK = 1 << 20  # bytes that are read or written at once
 _NEVER = re.compile(r'[\\\0\n]')  # in a name
+_NOT_UTF8 = re.compile('[\ud800-\udfff]')  # what Python makes of such bytes
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,12 @@ class Writer:
 
 
 def safe_name(name: str) -> str:
-    """`name`, if it stays below the folder that it is put in."""
+    """`name`, if it stays below the folder that it is put in, and is text."""
     if not name.strip('./') or name[0] == '/' or '..' in name.split('/') or _NEVER.search(name):
         raise PrepareError(f'the archive holds {name!r}, which would land outside the target; it is not unpacked',
                            Status.ARCHIVE)
+    if _NOT_UTF8.search(name):  # no listing could hold it
+        raise PrepareError(f'the archive holds {name!r}, whose name is not UTF-8; it is not unpacked', Status.ARCHIVE)
     return name
 
 
