@@ -1,12 +1,15 @@
 """A run goes on exactly where its checkpoint left it: inside an epoch, inside an accumulation, after a signal."""
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +34,7 @@ from workspace_lib.resume import damage_of
 from workspace_lib.runner import EpochBasedRunner
 from workspace_lib.tools import commands, jobs
 from workspace_lib.tools.cli import main
+from workspace_lib.tools.processes import alone_in, take_lock
 from workspace_lib.tools.recovery import newest
 from workspace_lib.weight_hooks import EMAHook, PreciseBNHook
 
@@ -379,6 +383,157 @@ def test_auto_in_a_config_starts_anew_where_nothing_is_and_says_so(world, tmp_pa
                    options={'resume_from': 'auto', 'runner.max_epochs': 1})
     assert 'iter_6.pth' in library_log.text and 'to go on from: a new run' in library_log.text
     assert read(tmp_path / 'run' / 'latest.pth')['meta']['iter'] == 8
+
+
+def with_out_dir(folder):
+    return {'checkpoint_config.out_dir': str(folder / 'ck'), 'checkpoint_config.max_keep_ckpts': -1,
+            'runner.max_epochs': 1, 'log_level': 'INFO'}
+
+
+def test_auto_looks_where_the_checkpoints_are_written(world, tmp_path, library_log):
+    options = with_out_dir(tmp_path)
+    commands.train(str(world / 'tiny.py'), str(tmp_path / 'run'), validate=False, device='cpu', options=options)
+    assert f'{tmp_path}/ck/latest.pth --metrics' in library_log.text
+    before = (tmp_path / 'ck' / 'iter_6.pth').read_bytes()
+    options['runner.max_epochs'] = 2
+    commands.train(str(world / 'tiny.py'), str(tmp_path / 'run'), 'auto', validate=False, device='cpu',
+                   options=options)
+    assert f'going on from {tmp_path}/ck/iter_8.pth' in library_log.text
+    assert (tmp_path / 'ck' / 'iter_6.pth').read_bytes() == before
+    shutil.copy(world / 'run' / 'iter_32.pth', tmp_path / 'run' / 'stopped_iter_32.pth')  # a stop writes to the run's
+    assert newest(tmp_path / 'run', tmp_path / 'ck') == tmp_path / 'run' / 'stopped_iter_32.pth'
+
+
+def test_a_run_in_the_folder_for_checkpoints_is_not_written_over(world, tmp_path):
+    options = with_out_dir(tmp_path)
+    shutil.copytree(world / 'run', tmp_path / 'ck', symlinks=True)
+    for source in (None, str(world / 'run' / 'iter_24.pth')):
+        with pytest.raises(FileExistsError, match='/ck already holds a run .*checkpoint_config.out_dir=OTHER'):
+            commands.train(str(world / 'tiny.py'), str(tmp_path / 'run'), source, device='cpu', options=options)
+    assert not (tmp_path / 'run').exists()
+    (tmp_path / 'run').mkdir()
+    shutil.copy(world / 'run' / 'best.pth', tmp_path / 'run' / 'best_x_epoch_4.pth')
+    options['runner.max_epochs'] = 5
+    runner = commands.train(str(world / 'tiny.py'), str(tmp_path / 'run'), str(tmp_path / 'ck' / 'latest.pth'),
+                            device='cpu', options=options)
+    assert runner.iter == 40
+
+
+def flip_in_a_tensor(path):
+    value = next(iter(read(path)['state_dict'].values())).numpy().tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(value) + len(value) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_file_that_is_named_is_verified_before_anything_is_written(world, tmp_path):
+    path = tmp_path / 'latest.pth'
+    shutil.copy(world / 'run' / 'iter_24.pth', path)
+    flip_in_a_tensor(path)
+    assert read(path)['meta']['iter'] == 24  # torch takes it
+    with pytest.raises(ValueError, match=r'latest.pth is damaged: .*an earlier file, .*--resume-from auto'):
+        commands.train(str(world / 'tiny.py'), str(tmp_path / 'a' / 'run'), str(path), device='cpu')
+    assert not (tmp_path / 'a').exists()
+
+
+def test_a_file_of_before_check_sums_can_be_gone_on_from(world, tmp_path):
+    torch.save(read(world / 'run' / 'iter_32.pth'), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    runner = commands.train(str(world / 'tiny.py'), str(tmp_path / 'run'), str(tmp_path / 'old.pth'), device='cpu',
+                            options={'runner.max_epochs': 5})
+    assert runner.iter == 40
+
+
+# One run at a time.
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from workspace_lib.tools.processes import alone_in
+with alone_in(Path(sys.argv[1])):
+    print('held', flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that has the folder ``run``."""
+    with subprocess.Popen([sys.executable, '-c', HOLDS, str(tmp_path / 'run')], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+                          ) as process:
+        assert process.stdout.readline() == 'held\n'
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize('resume_from', [None, 'auto', 'iter_24.pth'])
+def test_a_folder_is_one_runs_at_a_time(world, tmp_path, holder, resume_from):
+    epochs = 1
+    if resume_from == 'iter_24.pth':
+        shutil.copy(world / 'run' / 'iter_24.pth', tmp_path / 'run')
+        resume_from, epochs = str(tmp_path / 'run' / 'iter_24.pth'), 4
+    options = {'runner.max_epochs': epochs}
+    args = str(world / 'tiny.py'), str(tmp_path / 'run'), resume_from
+    before = sorted(path.name for path in (tmp_path / 'run').iterdir())
+    with pytest.raises(FileExistsError, match=f'{tmp_path}/run is in use by process {holder.pid} on '
+                                              f'{socket.gethostname()}; wait for it, or --work-dir OTHER'):
+        commands.train(*args, device='cpu', options=options)
+    assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == before
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / 'run' / '.lock').exists()  # it is left, and does not matter
+    assert commands.train(*args, device='cpu', options=options).iter == 8 * epochs
+    assert not (tmp_path / 'run' / '.lock').exists()
+
+
+def test_a_run_that_failed_leaves_its_folder_free(tmp_path):
+    with pytest.raises(KeyError), alone_in(tmp_path / 'a' / 'run'):
+        raise KeyError
+    assert not (tmp_path / 'a').exists()
+    with alone_in(tmp_path / 'a' / 'run'):
+        (tmp_path / 'a' / 'run' / 'file').touch()
+    assert [path.name for path in (tmp_path / 'a' / 'run').iterdir()] == ['file']
+
+
+def test_a_worker_does_not_keep_the_folder_of_its_run(tmp_path):
+    with alone_in(tmp_path / 'run'):
+        if not (child := os.fork()):
+            signal.pause()
+    try:
+        with alone_in(tmp_path / 'run'):
+            assert f'process {os.getpid()} on ' in (tmp_path / 'run' / '.lock').read_text()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_lock_whose_file_the_one_before_removed_is_none(tmp_path, monkeypatch):
+    """Opened while another had it, locked after that had removed it: a third one would make a file of its own."""
+    path, flock = tmp_path / 'lock', fcntl.flock
+    path.touch()
+
+    def late(file, how):
+        path.unlink()
+        monkeypatch.setattr(fcntl, 'flock', flock)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, 'flock', late)
+    file = take_lock(path)
+    with pytest.raises(BlockingIOError):
+        take_lock(path)
+    os.close(file)
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_without_locks_a_run_goes_on_and_says_so(tmp_path, monkeypatch, caplog, number):
+    def none(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, 'flock', none)
+    with alone_in(tmp_path / 'run'):
+        (tmp_path / 'run' / 'file').touch()
+    assert f'{tmp_path}/run is on a file system without locks' in caplog.text
+    assert [path.name for path in (tmp_path / 'run').iterdir()] == ['file']
 
 
 # Signals.

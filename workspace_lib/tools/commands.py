@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,13 @@ from ..dist import from_main, get_dist_info, is_main
 from ..log_hooks import get_root_logger
 from ..models import build_classifier
 from ..recipes import load_config
+from ..resume import damage_of
 from ..runner import EpochBasedRunner
 from . import launch
 from .arguments import checked_output
 from .eval_pictures import show_evaluations
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
+from .processes import alone_in
 from .recovery import memory_explained, newest
 from .versions import collect_run, collect_versions, earlier_parts, uncommitted_changes
 
@@ -60,8 +63,9 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     """Train as a config says, into a folder that holds all that the run was: config, versions, log, checkpoints.
 
     Args:
-        work_dir: default ``work_dirs/<name of the config>``. One with checkpoints is written to only when resuming.
-        resume_from: a checkpoint of this run to go on from, or 'auto': the newest in `work_dir` that is whole, and
+        work_dir: default ``work_dirs/<name of the config>``. One with checkpoints is written to only when resuming;
+            the same goes for ``checkpoint_config.out_dir``. One that another process trains into is refused.
+        resume_from: a checkpoint of this run to go on from, or 'auto': the newest in both folders that is whole, and
             where there is none a new run; `load_from` starts a new run with weights alone.
         validate: evaluate between epochs.
         seed: of initialisation, order and augmentation; default a fresh one, named in the log.
@@ -77,60 +81,86 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     cfg.resume_from = resume_from or cfg.get('resume_from')
     cfg.load_from = load_from or cfg.get('load_from')
     chosen = launch.join(launcher, cfg, device or cfg.get('device', 'auto'))
-    automatic = cfg.resume_from == 'auto'
-    if automatic:
-        cfg.resume_from = from_main(_newest(cfg.work_dir) if is_main() else None)
-    _check_exists(cfg.resume_from or cfg.load_from)
-    if not automatic:
-        _refuse_used_folder(Path(cfg.work_dir), cfg.resume_from)
-    _check_log_level(cfg)
-    chosen_seed = seed if seed is not None else cfg.get('seed')
-    if chosen_seed is None and cfg.resume_from:  # order and augmentation go on as they were
-        chosen_seed = (read_checkpoint(cfg.resume_from).get('meta') or {}).get('seed')
-    if auto_scale_lr:
-        cfg.merge_from_dict({'auto_scale_lr.enable': True})
-    cfg.seed = from_main(init_random_seed(chosen_seed))
-    set_random_seed(cfg.seed, deterministic or bool(cfg.get('deterministic')))
-    model = build_classifier(cfg.model)
-    model.init_weights()
-    rank, _ = get_dist_info()
-    if rank:
-        set_random_seed(cfg.seed + rank)  # from the same weights on, each rank drops other units
-    datasets = _datasets_of_workflow(cfg)
-    check_class_count(model, datasets[0], cfg)
-    model.CLASSES = datasets[0].CLASSES
-    runner, loaders = build_training(model, datasets, cfg, validate, chosen, dict(
-        seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
-    show_evaluations(runner)
-    runner.timestamp = from_main(runner.timestamp)
-    given['device'] = str(device or cfg.get('device') or chosen.type)
-    if rank == 0:
-        _start_folder(cfg, name, runner.timestamp, given)
-    launch.scale_lr(runner, cfg)
-    with memory_explained(runner):
-        run_training(runner, loaders, cfg)
-    several_labels = isinstance(leaves(datasets[0])[0], MultiLabelDataset)
-    metrics = (cfg.get('evaluation') or {}).get('metric') or ('mAP' if several_labels else 'accuracy')
-    logger.info('done; test it with: workspace test %s %s --metrics %s',
-                cfg.filename if isinstance(config, Config) else config, Path(cfg.work_dir) / 'latest.pth',
-                metrics if isinstance(metrics, str) else ' '.join(metrics))
-    return runner
+    with alone_in(Path(cfg.work_dir)) if is_main() else nullcontext():
+        automatic = cfg.resume_from == 'auto'
+        if automatic:
+            cfg.resume_from = from_main(_newest(cfg) if is_main() else None)
+        _check_exists(cfg.resume_from or cfg.load_from)
+        if not automatic:
+            _refuse_used_folders(cfg)
+            _check_whole(cfg.resume_from)
+        _check_log_level(cfg)
+        chosen_seed = seed if seed is not None else cfg.get('seed')
+        if chosen_seed is None and cfg.resume_from:  # order and augmentation go on as they were
+            chosen_seed = (read_checkpoint(cfg.resume_from).get('meta') or {}).get('seed')
+        if auto_scale_lr:
+            cfg.merge_from_dict({'auto_scale_lr.enable': True})
+        cfg.seed = from_main(init_random_seed(chosen_seed))
+        set_random_seed(cfg.seed, deterministic or bool(cfg.get('deterministic')))
+        model = build_classifier(cfg.model)
+        model.init_weights()
+        rank, _ = get_dist_info()
+        if rank:
+            set_random_seed(cfg.seed + rank)  # from the same weights on, each rank drops other units
+        datasets = _datasets_of_workflow(cfg)
+        check_class_count(model, datasets[0], cfg)
+        model.CLASSES = datasets[0].CLASSES
+        runner, loaders = build_training(model, datasets, cfg, validate, chosen, dict(
+            seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
+        show_evaluations(runner)
+        runner.timestamp = from_main(runner.timestamp)
+        given['device'] = str(device or cfg.get('device') or chosen.type)
+        if rank == 0:
+            _start_folder(cfg, name, runner.timestamp, given)
+        launch.scale_lr(runner, cfg)
+        with memory_explained(runner):
+            run_training(runner, loaders, cfg)
+        several_labels = isinstance(leaves(datasets[0])[0], MultiLabelDataset)
+        metrics = (cfg.get('evaluation') or {}).get('metric') or ('mAP' if several_labels else 'accuracy')
+        logger.info('done; test it with: workspace test %s %s --metrics %s',
+                    cfg.filename if isinstance(config, Config) else config, _folders(cfg)[-1] / 'latest.pth',
+                    metrics if isinstance(metrics, str) else ' '.join(metrics))
+        return runner
 
 
-def _newest(folder: str) -> str | None:
+def _folders(cfg: Config) -> list[Path]:
+    """Where checkpoints of the run are: its folder, and last the one that ``checkpoint_config`` names, if any."""
+    out_dir = (cfg.get('checkpoint_config') or {}).get('out_dir')
+    return [Path(cfg.work_dir), *([Path(out_dir)] if out_dir else [])]
+
+
+def _newest(cfg: Config) -> str | None:
     """Said in any case: a run that quietly began again would be found out a week later."""
-    found = newest(folder)
+    folders = _folders(cfg)
+    found = newest(*folders)
     logger.warning('--resume-from auto: %s', f'going on from {found}' if found else
-                   f'no checkpoint in {folder} to go on from: a new run')
+                   f'no checkpoint in {" or ".join(map(str, folders))} to go on from: a new run')
     return str(found) if found else None
 
 
-def _refuse_used_folder(folder: Path, resume_from: str | None) -> None:
-    found = sorted(folder.glob('*.pth')) if folder.is_dir() else []
-    resumes_it = resume_from and Path(resume_from).resolve().parent == folder.resolve()
-    if found and not resumes_it:
-        raise FileExistsError(f'{folder} already holds a run ({found[-1].name}). Go on with it: --resume-from '
-                              f'{folder / "latest.pth"}; or start another one: --work-dir OTHER')
+def _refuse_used_folders(cfg: Config) -> None:
+    """A run's folder may be gone on with from its own `out_dir` too: the best stay in the folder. Not the reverse."""
+    own, *outside = _folders(cfg)
+    source = Path(cfg.resume_from).resolve().parent if cfg.resume_from else None
+    for folder, allowed, other in ((own, [own, *outside], '--work-dir OTHER'),
+                                   *((out, [out], '--cfg-options checkpoint_config.out_dir=OTHER') for out in outside)):
+        found = sorted(folder.glob('*.pth')) if folder.is_dir() else []
+        if found and source not in [place.resolve() for place in allowed]:
+            raise FileExistsError(f'{folder} already holds a run ({found[-1].name}). Go on with it: --resume-from '
+                                  f'{folder / "latest.pth"}; or start another one: {other}')
+
+
+def _check_whole(checkpoint: str | None) -> None:
+    """Torch itself would take other bytes amid a tensor. Files older than torch 1.6 have no check sums."""
+    if not checkpoint or '://' in checkpoint:
+        return
+    damage = None
+    if is_main():
+        with open(checkpoint, 'rb') as file:
+            is_archive = file.read(2) == b'PK'
+        damage = damage_of(checkpoint) if is_archive else None
+    if damage := from_main(damage):
+        raise ValueError(f'{damage}; go on from an earlier file, or from the newest whole one: --resume-from auto')
 
 
 def _check_exists(checkpoint: str | None) -> None:

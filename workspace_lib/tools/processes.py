@@ -1,16 +1,24 @@
 """Processes and small files, with the standard library alone: what a background server needs.
 
-In: process numbers, paths. Out: who is alive, who started whom, files written privately and whole.
+In: process numbers, paths. Out: who is alive, who started whom, who has a folder, files written privately and whole.
 """
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import logging
 import os
 import signal
+import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_log = logging.getLogger(__name__)
+_held: set[int] = set()  # locks that are this process's alone
 
 
 def process_start(pid: int) -> str | None:
@@ -68,6 +76,94 @@ def run_within(words: list[str], seconds: float | None = None, **options: Any) -
                 os.killpg(process.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def take_lock(path: Path, patience: float = 0.0) -> int:
+    """An exclusive lock that ends with all that have the open file which is returned, however they end.
+
+    Raises:
+        BlockingIOError: another has it, after `patience` seconds too; ``strerror``: 'process PID on HOST' or 'unknown'.
+        OSError: the file cannot be opened, or its file system has no locks (ENOLCK, ENOTSUP, ENOSYS).
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, path):  # else the one before removed it when it was done
+                break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.pread(file, 200, 0).decode(errors='replace').strip() or 'unknown'
+                os.close(file)
+                raise BlockingIOError(errno.EWOULDBLOCK, holder, str(path)) from None
+            time.sleep(0.05)
+        except OSError:
+            os.close(file)
+            raise
+        os.close(file)
+    os.ftruncate(file, 0)
+    os.pwrite(file, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)
+    return file
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def unlock(file: int) -> None:
+    os.ftruncate(file, 0)
+    os.close(file)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Meanwhile `folder`, which is made, is this process's; what is empty of it afterwards is removed again.
+
+    Raises:
+        FileExistsError: another process has it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / '.lock'
+    file = _lock_where_there_are_locks(path)
+    _held.add(file)
+    try:
+        yield
+    finally:
+        if file in _held:  # not in a process that was forked
+            _held.remove(file)
+            path.unlink(missing_ok=True)
+            os.close(file)
+            with contextlib.suppress(OSError):
+                for one in made:
+                    one.rmdir()
+
+
+def _lock_where_there_are_locks(path: Path) -> int:
+    try:
+        return take_lock(path)
+    except BlockingIOError as error:
+        raise FileExistsError(f'{path.parent} is in use by {error.strerror}; wait for it, or --work-dir OTHER'
+                              ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        _log.warning('%s is on a file system without locks (%s): a second run into it would not be refused',
+                     path.parent, error.strerror)
+        return os.open(path, os.O_RDWR)
+
+
+def _leave_to_the_parent() -> None:
+    """A loader's worker outlives a training that was killed by seconds, in which that could not go on."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def write_private(file: Path, text: str) -> None:

@@ -25,7 +25,7 @@ _GIB = 2**30
 _UNITS = {'bytes': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30}
 
 
-def newest(folder: str | os.PathLike) -> Path | None:
+def newest(*folders: str | os.PathLike) -> Path | None:
     """The checkpoint furthest in its run from which that can go on; every byte of it was read. None: there is none.
 
     Damaged files are passed over, and named in the log.
@@ -35,7 +35,8 @@ def newest(folder: str | os.PathLike) -> Path | None:
     """
     found: list[tuple[tuple[int, int], Path]] = []
     weights_alone = []
-    for path in (path for path in sorted(Path(folder).glob('*.pth')) if not path.is_symlink()):
+    there = (path for folder in folders for path in sorted(Path(folder).glob('*.pth')))
+    for path in (path for path in there if not path.is_symlink()):
         try:
             content = read_checkpoint(path, mmap=True)  # of the tensors nothing is read yet
         except (OSError, ValueError) as error:
@@ -52,7 +53,8 @@ def newest(folder: str | os.PathLike) -> Path | None:
         _log.warning('passed over: %s', damage)
     if weights_alone:
         raise FileExistsError(f'{weights_alone[-1]} holds weights, but no optimizer and epoch to resume from, and no '
-                              f'other file in {folder} does; start another run: --work-dir OTHER')
+                              f'other file in {" or ".join(map(str, folders))} does; start another run: '
+                              '--work-dir OTHER (and another checkpoint_config.out_dir, if there is one)')
     return None
 
 

@@ -5,17 +5,16 @@ In: units, which say how they are filled. Out: all of them in their places; thos
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import socket
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..processes import take_lock
+from ..processes import unlock as unlock
 from .disk import Disk
 from .errors import PrepareError, Status, bytes_text, damaged_record
 from .pool import Pool
@@ -166,24 +165,8 @@ def as_json(value: Any) -> bytes:
 
 def lock(path: Path) -> int:
     """An exclusive lock that ends with this process and its workers, however they end."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    deadline = time.monotonic() + LOCK_PATIENCE
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                holder = os.pread(file, 200, 0).decode(errors='replace').strip() or 'unknown'
-                os.close(file)
-                raise PrepareError(f'another run is at work here ({holder}; {path}); wait for it, or end it',
-                                   Status.BUSY) from None
-            time.sleep(0.05)
-    os.ftruncate(file, 0)
-    os.pwrite(file, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)
-    return file
-
-
-def unlock(file: int) -> None:
-    os.ftruncate(file, 0)
-    os.close(file)
+    try:
+        return take_lock(path, LOCK_PATIENCE)
+    except BlockingIOError as error:
+        raise PrepareError(f'another run is at work here ({error.strerror}; {path}); wait for it, or end it',
+                           Status.BUSY) from None
