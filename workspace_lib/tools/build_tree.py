@@ -14,7 +14,7 @@ _REPR = reprlib.Repr()
 _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 30, 120, 120
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BuildTree:
     """One line a build, its parts below it."""
 
@@ -28,6 +28,9 @@ class BuildTree:
 
         arms = ['│  ' if goes_on(level) else '   ' for level in range(1, depths[0])]
         return ''.join(arms) + ('├─ ' if goes_on(depths[0]) else '└─ ') if depths[0] else ''
+
+    def __repr__(self) -> str:
+        return f'{len(self.trace.records)} builds'  # for a notebook's plain text: times differ from run to run
 
     def __str__(self) -> str:
         rows = [columns(r) for r in self.trace.records]
