@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 @pytest.fixture(autouse=True)
-def logger_as_imported() -> None:
-    """A command that another test ran sets the library's logger up for a terminal, and `caplog` hears it no more."""
+def logger_as_imported() -> Iterator[None]:
+    """A command that a test ran set the library's logger up for a terminal: the next `caplog` would hear nothing."""
+    yield
     logger = logging.getLogger('workspace_lib')
     for handler in [*logger.handlers]:
         logger.removeHandler(handler)
