@@ -167,7 +167,8 @@ for name in registry_view.REGISTRIES:
 # (A page without a kernel shows no controls; the table below is one setting.)
 
 # %%
-registry_view.registry_table(registry_view.named('pipelines'), 'flip')
+for row in registry_view.registry_table(registry_view.named('pipelines'), 'flip').rows:
+    print(row[0], row[1], row[2], sep=' | ')
 
 # %% tags=["varies"]
 display(registry_view.registry_browser())
@@ -193,7 +194,7 @@ with trace_builds() as trace:
 # %%
 for record in trace.records:
     count = '-' if record.parameters is None else f'{record.parameters:,}'
-    print(f'{"   " * record.depth + record.type:<28}{record.registry:<10}{shown((record.file, record.line)):<48}{count:>12}')
+    print(f'{"   " * record.depth + record.type:<28}{record.registry:<10}{count:>12}  {shown((record.file, record.line))}')
 
 # %% tags=["varies"]
 display(BuildTree(trace))
