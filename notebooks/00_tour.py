@@ -269,7 +269,7 @@ if not work_dir.exists():  # a folder with a run is never written over
     runner = commands.train(recipe, str(work_dir), seed=0, device='cpu', options=brief)
 
 # %%
-print(sorted(path.name.replace(runner.timestamp, 'TIME') for path in work_dir.iterdir()))
+print(sorted(path.name.replace(runner.timestamp, 'TIME') for path in work_dir.iterdir() if path.suffix != '.patch'))
 
 # %% [markdown]
 # The folder holds all that the run was: the resolved config, versions, the log, the same as JSON lines, checkpoints.
