@@ -10,12 +10,4 @@ if [ $# -lt 4 ]; then
 fi
 PARTITION=$1 JOB_NAME=$2 CONFIG=$3 WORK_DIR=$4
 shift 4
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-GPUS=${GPUS:-8}
-GPUS_PER_NODE=${GPUS_PER_NODE:-8}
-read -ra srun_args <<< "${SRUN_ARGS:-}"
-read -ra py_args <<< "${PY_ARGS:-}"
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec srun --partition="$PARTITION" --job-name="$JOB_NAME" --gres="gpu:$GPUS_PER_NODE" --ntasks="$GPUS" \
-    --ntasks-per-node="$GPUS_PER_NODE" --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 "${srun_args[@]}" \
-    python -u "$root/scripts/train.py" "$CONFIG" --work-dir="$WORK_DIR" --launcher=slurm "${py_args[@]}" "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/srun.sh" "$PARTITION" "$JOB_NAME" train "$CONFIG" --work-dir="$WORK_DIR" "$@"

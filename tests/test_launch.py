@@ -238,7 +238,7 @@ def test_auto_scale_lr_of_a_run_is_logged_and_leaves_the_config_as_it_was(env, t
 
 # --- the scripts -------------------------------------------------------------------------------------
 
-SCRIPTS = ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh', 'torchrun.sh']
+SCRIPTS = ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh', 'torchrun.sh', 'srun.sh']
 CONFIG = '''
 _base_ = '{root}/workspace_lib/configs/lenet/lenet5_mnist5k.py'
 runner = dict(max_epochs=1)
@@ -274,7 +274,7 @@ def run(*words: object, cwd: Path, **variables: str) -> subprocess.CompletedProc
 def test_scripts_are_bash_and_say_how_they_are_used(script):
     path = ROOT / 'scripts' / script
     assert subprocess.run(['bash', '-n', path]).returncode == 0 and os.access(path, os.X_OK)
-    if script != 'torchrun.sh':
+    if script not in ('torchrun.sh', 'srun.sh'):  # which the others call
         done = subprocess.run([path], text=True, capture_output=True)
         assert done.returncode == 2 and 'usage' in done.stderr and 'CONFIG' in done.stderr
 
