@@ -34,19 +34,9 @@ from workspace_lib.tools import commands, recovery
 LOG = logging.getLogger('workspace_lib.test')
 
 
-@pytest.fixture(autouse=True, scope='module')
-def logger_as_before():
-    """A command sets up the library's logger for its process."""
-    logger = logging.getLogger('workspace_lib')
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
-
-
 @pytest.fixture(autouse=True)
-def heard():
-    logging.getLogger('workspace_lib').propagate = True
-    logging.getLogger('workspace_lib').setLevel('INFO')
+def heard(caplog):
+    caplog.set_level('INFO', 'workspace_lib')
 
 
 def notes(error: BaseException) -> str:

@@ -41,19 +41,9 @@ from workspace_lib.weight_hooks import EMAHook, PreciseBNHook
 LOG = 'workspace_lib.test'
 
 
-@pytest.fixture(autouse=True, scope='module')
-def logger_as_before():
-    """A command sets up the library's logger for its process."""
-    logger = logging.getLogger('workspace_lib')
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
-
-
 @pytest.fixture(autouse=True)
-def heard():
-    logging.getLogger('workspace_lib').propagate = True
-    logging.getLogger('workspace_lib').setLevel('INFO')
+def heard(caplog):
+    caplog.set_level('INFO', 'workspace_lib')
 
 
 class Chancy(Regression):
