@@ -211,7 +211,7 @@ def _batch_of(cfg: Config) -> tuple[int, int]:
     A resumed run keeps its batch: of fewer ranks each takes more of it, part after part (`_deal`).
     """
     samples, ranks = loader_config(cfg, 'train')['samples_per_gpu'], get_dist_info()[1]
-    meta = (read_checkpoint(cfg.resume_from).get('meta') or {}) if cfg.get('resume_from') else {}
+    meta = (read_checkpoint(cfg.resume_from, mmap=True).get('meta') or {}) if cfg.get('resume_from') else {}
     whole = meta.get('batch_size') if meta.get('samples_per_gpu') == samples else None
     whole = whole or samples * ranks
     return samples if whole == samples * ranks else max(1, round(whole / ranks)), whole

@@ -10,6 +10,7 @@ import os
 import pickletools
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,7 +65,7 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = 'cpu', mmap
         filename: a path; `https://...`, `mmcls://resnet50_8xb32_in1k`, `open-mmlab://...`, `torchvision://resnet50`
             (fetched once); or `packaged://efficientnet-lite0` (real ImageNet weights from the package index).
         map_location: where tensors go, as for `torch.load`.
-        mmap: read of a tensor only what is used of it.
+        mmap: read of a tensor only what is used of it, where the file's format allows.
 
     Raises:
         FileNotFoundError: no such file; similar names are listed.
@@ -109,7 +110,8 @@ def _read(path: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(allowed_globals()), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # advice on the very files that are refused below
-            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+            content = torch.load(path, map_location=map_location, weights_only=True,
+                                 mmap=mmap and zipfile.is_zipfile(path))  # not a file of before torch 1.6
     except PermissionError:
         raise
     except Exception as error:  # a torn file raises nearly anything

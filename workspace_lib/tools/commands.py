@@ -92,7 +92,7 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
         _check_log_level(cfg)
         chosen_seed = seed if seed is not None else cfg.get('seed')
         if chosen_seed is None and cfg.resume_from:  # order and augmentation go on as they were
-            chosen_seed = (read_checkpoint(cfg.resume_from).get('meta') or {}).get('seed')
+            chosen_seed = (read_checkpoint(cfg.resume_from, mmap=True).get('meta') or {}).get('seed')
         if auto_scale_lr:
             cfg.merge_from_dict({'auto_scale_lr.enable': True})
         cfg.seed = from_main(init_random_seed(chosen_seed))
