@@ -139,6 +139,16 @@ def test_a_roof_is_measured_where_no_table_knows_it():
     assert 1e8 < roof.flops < 1e14 and 1e8 < roof.bandwidth < 1e13 and 'measured' in roof.source
 
 
+def test_rooflines_of_several_devices_say_what_limits_a_work_on_each():
+    from workspace_lib.tools.profile_page import roofs_plot
+    slow, fast = Roof('slow', 10e12, 1e12, ''), Roof('fast', 100e12, 1e12, '')
+    plot = roofs_plot([slow, fast], {'network': 40.})
+    assert plot.table.rows == [('slow', 'network', 10., 10., 'compute'), ('fast', 'network', 100., 40., 'memory')]
+    assert 'network on slow: compute sets the pace' in plot.alt
+    lines = plot.figure.axes[0].get_lines()
+    assert [max(lines[n].get_ydata()) for n in (0, 2)] == pytest.approx([10, 100])
+
+
 def test_intensity_is_work_over_traffic(plain):
     assert plain.flops > 0 and plain.moved > 0
     assert plain.intensity == pytest.approx(plain.flops / plain.moved)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,6 +161,7 @@ def profile(config: str | Config, steps: int = 50, warm_up: int = 10, device: st
     marks = _Marks(chosen)
     times: list[float] = []
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if chosen.type == 'cuda' else [])]
+    os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # it would tell each start and stop, and that there is no GPU
     recorder = torch_profiler(activities=activities) if trace is not None or chosen.type == 'cuda' else None
 
     def reached(step: int) -> None:

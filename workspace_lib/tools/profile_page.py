@@ -1,6 +1,7 @@
 """A `Profile` in words, as bars and under its roofline. In: the profile. Out: text; one page that fetches nothing."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from .plots import BLUE, GREY, LINES, VERMILLION, Plot, styled
 from .table import Table
 
 if TYPE_CHECKING:
+    from .profile_cards import Roof
     from .profile_limit import Profile
 
 _HATCHES = ('', '//', '', '..', 'xx', '--')
@@ -73,6 +75,28 @@ def roofline_plot(found: Profile) -> Plot:
             ('the most it could be', found.intensity, roof.attainable(found.intensity) / 1e9),
             ('ridge', roof.ridge, roof.flops / 1e9)]
     return Plot(figure, _work(found), Table(('point', 'FLOP a byte', 'GFLOP/s'), rows))
+
+
+@styled
+def roofs_plot(roofs: Sequence[Roof], work: dict[str, float]) -> Plot:
+    """What several devices allow by the work a byte, and where some works are: {name: FLOP a byte}."""
+    ends = [*work.values(), *(roof.ridge for roof in roofs)]
+    x = np.geomspace(min(ends) / 4, max(ends) * 4, 128)
+    figure = Figure(figsize=(8, 4))
+    axes = figure.subplots()
+    for roof, line in zip(roofs, LINES, strict=False):
+        axes.loglog(x, [roof.attainable(value) / 1e12 for value in x], **{**line, 'marker': ''}, label=roof.name)
+        axes.plot([roof.ridge], [roof.flops / 1e12], **line)
+    for name, intensity in work.items():
+        axes.axvline(intensity, color=GREY, linestyle=':')
+        axes.annotate(name, (intensity, 0.02), xycoords=('data', 'axes fraction'), rotation=90, ha='right')
+    axes.set(xlabel='FLOP a byte', ylabel='TFLOP/s')
+    figure.legend(loc='outside right upper')
+    rows = [(roof.name, name, roof.ridge, roof.attainable(value) / 1e12, 'memory' if value < roof.ridge else 'compute')
+            for roof in roofs for name, value in work.items()]
+    said = '; '.join(f'{name} on {card}: {limit} sets the pace' for card, name, _, _, limit in rows)
+    return Plot(figure, f'Rooflines. {said}.',
+                Table(('device', 'work', 'ridge (FLOP a byte)', 'at most (TFLOP/s)', 'limit'), rows))
 
 
 def write_page(folder: Path, config: str, found: Profile, seconds: float) -> Path:
