@@ -148,22 +148,24 @@ print(f'H200, 64 images: arithmetic {1e3 * arithmetic:.2f} ms, memory {1e3 * tra
       f'so at most {64 / max(arithmetic, traffic):,.0f} images/s')
 
 # %%
-intensity = {'bf16': 64 * flops_per_image / moved[64],
-             'float32': 64 * flops_per_image / counted_bytes(meta_step(64, torch.float32))}
-half = roofs_plot([known_card(name, half=True) for name in ('NVIDIA H200', 'NVIDIA A100', 'T4')], {'bf16': intensity['bf16']})
+intensity = {'16 bits': 64 * flops_per_image / moved[64],
+             '32 bits': 64 * flops_per_image / counted_bytes(meta_step(64, torch.float32))}
+cards = [known_card(name, half=True) for name in ('NVIDIA H200', 'NVIDIA A100', 'T4')]
+half = roofs_plot(cards, {'ResNet-50, 16 bits': intensity['16 bits']})
 display(half, half.table)
 
 # %%
-single = roofs_plot([known_card(name, half=False) for name in ('NVIDIA H200', 'T4')], {'float32': intensity['float32']})
+single = roofs_plot([known_card(name, half=False) for name in ('NVIDIA H200', 'T4')], {'ResNet-50, 32 bits': intensity['32 bits']})
 single.table
 
 # %%
-assert intensity['bf16'] < card.ridge and traffic > arithmetic  # the same sentence twice
+assert intensity['16 bits'] < card.ridge and traffic > arithmetic  # the same sentence twice
 assert [row[-1] for row in single.table.rows] == ['memory', 'compute']
 
 # %% [markdown]
 # A faster tensor core would bring ResNet-50 nothing on an H200: it uses less than a third of those that are there. To move less is what
-# helps: bf16 halves every byte, fusing skips some. On the old T4 the same network is short of arithmetic.
+# helps: bf16 halves every byte, fusing skips some. On the old T4, which has no TF32 for its float32 convolutions, the same network is
+# short of arithmetic.
 #
 # ## 3. Where does a step's time go?
 #
@@ -410,7 +412,9 @@ with torch.no_grad():
     assert torch.allclose(block(wide), block_last(wide_last), rtol=1e-3, atol=1e-4)
 
 # %% [markdown]
-# The last line belongs to the measurement: the fastest training is one that skips its work. And change one thing at a time.
+# Trust the last column: it is the median of the ratios within each round, and may differ from the ratio of the medians where the machine is
+# busy with other things. The last assertion belongs to the measurement as well: the fastest training is one that skips its work. And
+# change one thing at a time.
 #
 # ## Exercises
 #
@@ -419,10 +423,10 @@ with torch.no_grad():
 # %% jupyter={"source_hidden": true} tags=["solution"]
 answers = {half: known_card('Tesla V100', half) for half in (False, True)}
 for half, roof in answers.items():
-    value = intensity['bf16' if half else 'float32']
-    print(f'{"half" if half else "float32":<9}ridge {roof.ridge:5.1f}, ResNet-50 {value:5.1f}: '
+    value = intensity['16 bits' if half else '32 bits']
+    print(f'{"16 bits" if half else "32 bits":<9}ridge {roof.ridge:5.1f}, ResNet-50 {value:5.1f}: '
           f'{"memory" if value < roof.ridge else "compute"}')
-assert answers[False].ridge < intensity['float32'] and intensity['bf16'] < answers[True].ridge
+assert answers[False].ridge < intensity['32 bits'] and intensity['16 bits'] < answers[True].ridge
 
 # %% [markdown]
 # **2. Break.** Put a `.item()` between two layers. How many graphs are recorded now, and what can no longer be fused?
