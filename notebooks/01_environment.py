@@ -90,8 +90,8 @@ assert not place.in_container or place.uid != 0
 
 # %% [markdown]
 # A container is a process like any other, with a view of its own: other files at `/`, a list of mounts, a uid. Nothing in Python
-# behaves otherwise in it; the lab's images set the variable `LAB_DEVICE`, by which a program can tell. The second column is what a program finds here, the others what it would find elsewhere; the
-# differences that matter are the next sections.
+# behaves otherwise in it; the lab's images set the variable `LAB_DEVICE`, by which a program can tell. The second column is what a
+# program finds here, the others what it would find elsewhere; the differences that matter are the next sections.
 #
 # ## 2. Mounts, and who owns what is written
 #

@@ -473,7 +473,8 @@ assert spread[5] > spread[20] > spread[80] and spread[80] < 0.01
 # 2. `EpochBasedRunner.train` in `workspace_lib/runner.py`: step over it; what stands between two calls of hooks is what the parts measure.
 # 3. `find_limit` in `workspace_lib/tools/profile_limit.py`: look at `share`, `found.intensity`, `found.roof.ridge`.
 #
-# In mmclassification: `mmcv/runner/hooks/iter_timer.py` measures `data_time` and `time`, by Python's clock; `tools/analysis_tools/get_flops.py` counts.
+# In mmclassification: `mmcv/runner/hooks/iter_timer.py` measures `data_time` and `time`, by Python's clock; and
+# `tools/analysis_tools/get_flops.py` counts.
 # This was the last one. Back to the [tour](00_tour.ipynb): each of its lines is one of these notebooks.
 
 # %%
