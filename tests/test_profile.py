@@ -22,13 +22,13 @@ from workspace_lib.tools.profile_limit import PARTS, Profile, find_limit
 
 @PIPELINES.register_module()
 class SlowStep(LoadImageFromFile):
-    """10 ms a sample."""
+    """50 ms a sample: much, whatever else a busy machine does."""
 
     def __init__(self):
         super().__init__()
 
     def __call__(self, results):
-        time.sleep(0.01)
+        time.sleep(0.05)
         return results
 
 
