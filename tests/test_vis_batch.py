@@ -68,7 +68,8 @@ def test_each_image_stands_under_its_label_and_the_table_names_its_file(loader):
 
 @pytest.mark.parametrize('label, said', [
     (torch.tensor(2), 'shark'), (torch.tensor([0., 0.7, 0.3]), 'goldfish 70 %\nshark 30 %'),
-    (torch.tensor([1., 0., 0.]), 'tench'), (torch.tensor([1, 0, 1]), 'tench\nshark'), (torch.tensor([0, 0, 0]), 'none')])
+    (torch.tensor([1., 0., 0.]), 'tench'), (torch.tensor([1, 0, 1]), 'tench\nshark'),
+    (torch.tensor([0, 0, 0]), 'none')])
 def test_labels_are_told_in_words(label, said):
     assert vis_batch.label_text(label, ('tench, Tinca', 'goldfish', 'shark')) == said
 

@@ -16,7 +16,7 @@ from ..datasets import Pipeline
 from .photos import photograph
 from .plots import Plot, pipeline_steps, predictions
 from .vis_batch import batch_plot, take_batch
-from .vis_hooks import Recording, timeline_plot
+from .vis_hooks import FORWARD, Recording, timeline_plot
 
 
 def seen_at(model: Any, photo: str | Path, size: int) -> Plot:
@@ -159,7 +159,8 @@ def hook_viewer(recording: Recording) -> Any:
     """A slider for `timeline_plot`: 0 shows the whole run, another number one iteration."""
     import ipywidgets
 
-    slider = _counter(ipywidgets, 'iteration', 0, max(call.iter for call in recording.calls if 'iter' in call.stage) + 1)
+    last = max(call.iter for call in recording.calls if call.stage == FORWARD)
+    slider = _counter(ipywidgets, 'iteration', 0, last + 1)
     picture = ipywidgets.HTML()
 
     def draw(change: Any = None) -> None:
