@@ -188,6 +188,8 @@ def timeline_plot(recording: Recording, iteration: int | None = None) -> Plot:
     axes = figure.subplots()
     for kind, style, hatch in zip(_KINDS, LINES, _HATCHES, strict=False):
         own = [call for call in calls if _kind(call.stage) == kind]
+        if not own:
+            continue  # and no entry of the legend
         axes.barh([names.index(call.hook) for call in own],
                   [1e3 * max(call.seconds, _NARROWEST * (end - begin)) for call in own],
                   left=[1e3 * (call.start - begin) for call in own], color=style['color'], hatch=hatch, label=kind)
