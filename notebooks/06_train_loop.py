@@ -30,7 +30,7 @@ from torch.utils.data import Subset
 from workspace_lib import apis
 from workspace_lib.checkpoint import read_checkpoint
 from workspace_lib.datasets import build_dataset
-from workspace_lib.hooks import Hook
+from workspace_lib.hooks import PRIORITIES, Hook
 from workspace_lib.models import build_classifier
 from workspace_lib.optim import build_optimizer
 from workspace_lib.registry import HOOKS
@@ -228,7 +228,7 @@ print([type(hook).__name__ for hook in theirs.hooks])
 their_names = [type(hook).__name__.replace('CosineAnnealing', '') for hook in theirs.hooks]
 our_names = [type(hook).__name__ for hook in runner.hooks]
 assert [name for name in our_names if name in their_names] == their_names
-assert vis_hooks.PRIORITIES == {priority.name: priority.value for priority in mmcv_runner.Priority}
+assert {priority.name: priority.value for priority in mmcv_runner.Priority} == PRIORITIES
 
 # %% [markdown]
 # ## 4. The time line
