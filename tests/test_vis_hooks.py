@@ -140,6 +140,14 @@ def test_the_command_prints_the_order_and_writes_the_picture(tmp_path, capsys):
     assert [*tmp_path.iterdir()] == [out], 'the short run left something'
 
 
+def test_a_run_that_counts_iterations_is_cut_as_short_and_its_config_stays():
+    cfg = apis.load_config(DIGITS)
+    cfg.runner = dict(type='IterBasedRunner', max_iters=1000)
+    recording = vis_hooks.short_run(cfg, EPOCHS, ITERS, device='cpu')
+    assert [call.iter for call in recording.calls if call.stage == vis_hooks.FORWARD] == [*range(EPOCHS * ITERS)]
+    assert cfg.runner.max_iters == 1000 and cfg.evaluation.interval == 1
+
+
 @pytest.mark.parametrize('change', [dict(epochs=0), dict(iters=0)])
 def test_a_run_of_nothing_is_refused(change):
     with pytest.raises(ValueError, match='at least 1'):
