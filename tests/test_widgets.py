@@ -1,6 +1,7 @@
 """Widgets are skins: what they draw comes from a function that is tested here without a browser."""
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 
 from workspace_lib.tools import widgets
 from workspace_lib.tools.photos import PHOTOGRAPHS, photograph
+from workspace_lib.tools.vis_batch import take_batch
+from workspace_lib.tools.vis_hooks import Call, Recording
 
 
 class Brightness(torch.nn.Module):
@@ -105,3 +108,52 @@ def test_the_viewer_draws_anew_and_says_what_cannot_be_drawn():
     assert picture.value != before and '100x100x3' in picture.value
     controls[0].value = 'coffee.png'
     assert '400x600x3' in picture.value
+
+
+@pytest.fixture(scope='module')
+def digits():
+    from workspace_lib import apis
+    from workspace_lib.datasets import build_dataset
+
+    cfg = apis.load_config('lenet/lenet5_mnist5k.py', {'seed': 0})
+    return apis.build_loader(cfg, 'train', build_dataset(cfg.data.train), torch.device('cpu'))
+
+
+def labels_in(picture):
+    return re.search(r'their labels: ([\d, ]+)\.', picture.value)[1].split(', ')
+
+
+def test_each_slider_of_the_batch_viewer_shows_other_images(digits):
+    epoch, batch, page, picture = widgets.batch_viewer(digits, page=16).children
+    assert (epoch.max, batch.max, page.max) == (9, 62, 3)
+    for control, value, taken, first in ((page, 1, (0, 0), 16), (batch, 5, (0, 5), 16), (epoch, 3, (3, 5), 16)):
+        control.value = value
+        labels = take_batch(digits, *taken)[0]['gt_label'][first:first + 16]
+        assert labels_in(picture) == [str(label) for label in labels.tolist()]
+
+
+def test_the_last_batch_has_fewer_pages_and_the_viewer_stays_on_one_of_them(digits):
+    _, batch, page, picture = widgets.batch_viewer(digits, page=16).children
+    page.value = 3
+    batch.value = 62  # 4,000 digits: the last 32
+    assert (page.max, page.value) == (1, 1) and len(labels_in(picture)) == 16
+
+
+def test_the_hook_viewer_goes_from_the_run_to_an_iteration():
+    recording = Recording(['OptimizerHook', 'Net'], [
+        Call('before_run', 'OptimizerHook', 0, 0, 0., 0.1), Call('forward', 'Net', 0, 0, 0.2, 0.1),
+        Call('after_train_iter', 'OptimizerHook', 0, 0, 0.3, 0.1), Call('forward', 'Net', 0, 1, 0.5, 0.3),
+        Call('after_train_iter', 'OptimizerHook', 0, 1, 0.8, 0.1)])
+    slider, picture = widgets.hook_viewer(recording).children
+    assert slider.max == 2 and 'Time line of the run' in picture.value
+    slider.value = 2
+    assert 'Time line of iteration 2' in picture.value and '75.00' in picture.value
+
+
+def test_the_live_picture_changes_where_it_was_displayed(monkeypatch):
+    displayed = []
+    monkeypatch.setattr('IPython.display.display', displayed.append)
+    show = widgets.live_picture()
+    before = displayed[0].value
+    show(SimpleNamespace(_repr_mimebundle_=lambda: {'text/html': 'drawn'}))
+    assert (before, displayed[0].value, len(displayed)) == ('', 'drawn', 1)

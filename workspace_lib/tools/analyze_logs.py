@@ -34,10 +34,11 @@ def read_runs(paths: Sequence[str | os.PathLike]) -> dict[str, list[dict[str, An
     return {name: read_log(path) for name, path in zip(names, paths, strict=True)}
 
 
-def curve(entries: Entries, key: str) -> tuple[np.ndarray, np.ndarray]:
+def curve(entries: Entries, key: str, iters_per_epoch: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(x, y) of one key: its training entries, where there are any, else its validations.
 
-    x counts epochs, or iterations where a run counts these on from epoch to epoch (`counts_iterations`).
+    x counts epochs, or iterations where a run counts these on from epoch to epoch (`counts_iterations`). An epoch is
+    as long as its last entry tells, unless `iters_per_epoch` does: the first one may not have ended.
 
     Raises:
         KeyError: no entry has the key.
@@ -50,7 +51,7 @@ def curve(entries: Entries, key: str) -> tuple[np.ndarray, np.ndarray]:
     y = np.array([entry[key] for entry in found], dtype=float)
     if counts_iterations(entries):
         return np.array([entry['iter'] for entry in found], dtype=float), y
-    per_epoch = max((entry['iter'] for entry in train), default=1)
+    per_epoch = iters_per_epoch or max((entry['iter'] for entry in train), default=1)
     return np.array([entry['epoch'] - 1 + entry['iter'] / per_epoch if entry['mode'] == 'train' else entry['epoch']
                      for entry in found]), y
 
@@ -63,8 +64,11 @@ def counts_iterations(entries: Entries) -> bool:
 
 
 @styled
-def curves_plot(runs: Mapping[str, Entries], keys: Sequence[str] = ('loss', 'accuracy_top-1')) -> Plot:
+def curves_plot(runs: Mapping[str, Entries], keys: Sequence[str] = ('loss', 'accuracy_top-1'),
+                iters_per_epoch: int | None = None) -> Plot:
     """A picture a key, a line a run; the table has the first, the best and the last value of each.
+
+    `iters_per_epoch`: see `curve`.
 
     Raises:
         KeyError: a run without the key.
@@ -82,7 +86,7 @@ def curves_plot(runs: Mapping[str, Entries], keys: Sequence[str] = ('loss', 'acc
     rows = []
     for axes, key in zip(grid.flat, keys, strict=False):
         for number, (name, entries) in enumerate(runs.items()):
-            x, y = _named(name, entries, key)
+            x, y = _named(name, entries, key, iters_per_epoch)
             axes.plot(x, y, label=name, markersize=5, markevery=max(1, len(x) // _MARKERS),
                       **LINES[number % len(LINES)])
             best = y.min() if 'loss' in key or 'time' in key else y.max()
@@ -97,9 +101,9 @@ def curves_plot(runs: Mapping[str, Entries], keys: Sequence[str] = ('loss', 'acc
     return Plot(figure, f'Learning curves: {said}.', Table(('run', 'key', 'entries', 'first', 'best', 'last'), rows))
 
 
-def _named(name: str, entries: Entries, key: str) -> tuple[np.ndarray, np.ndarray]:
+def _named(name: str, entries: Entries, key: str, iters_per_epoch: int | None) -> tuple[np.ndarray, np.ndarray]:
     try:
-        return curve(entries, key)
+        return curve(entries, key, iters_per_epoch)
     except KeyError as error:
         error.add_note(f'in the log of {name}')
         raise

@@ -1,12 +1,12 @@
 """Widgets for notebooks: thin skins over functions that also work, and are tested, without them.
 
-In: a model or a pipeline, names of photographs. Out: an ipywidgets box whose figure is drawn anew at every change.
+In: a model, a pipeline, a loader, a recording. Out: an ipywidgets box whose figure is drawn anew at every change.
 """
 from __future__ import annotations
 
 import copy
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 from ..datasets import Pipeline
 from .photos import photograph
 from .plots import Plot, pipeline_steps, predictions
+from .vis_batch import batch_plot, take_batch
+from .vis_hooks import FORWARD, Recording, timeline_plot
 
 
 def seen_at(model: Any, photo: str | Path, size: int) -> Plot:
@@ -130,3 +132,58 @@ def crop_explorer(model: Any, names: Sequence[str], sizes: tuple[int, int, int] 
         control.observe(draw, names='value')
     draw()
     return ipywidgets.VBox([menu, slider, picture])
+
+
+def batch_viewer(loader: Any, epochs: int = 10, page: int = 16) -> Any:
+    """Sliders for epoch, batch and page, and the images of `batch_plot`; a page is so many of them."""
+    import ipywidgets
+
+    epoch = _counter(ipywidgets, 'epoch', 0, epochs - 1)
+    batch = _counter(ipywidgets, 'batch', 0, len(loader) - 1)
+    pages = _counter(ipywidgets, 'page', 0, -(-min(loader.batch_size, len(loader.dataset)) // page) - 1)
+    picture = ipywidgets.HTML()
+
+    def draw(change: Any = None) -> None:
+        taken, names = take_batch(loader, epoch.value, batch.value)
+        pages.max = -(-len(taken['img']) // page) - 1  # the last batch may be smaller; this moves a page past its end
+        plot = batch_plot(taken, loader, names, pages.value * page, page)
+        picture.value = plot._repr_mimebundle_()['text/html']
+
+    for control in (epoch, batch, pages):
+        control.observe(draw, names='value')
+    draw()
+    return ipywidgets.VBox([epoch, batch, pages, picture])
+
+
+def hook_viewer(recording: Recording) -> Any:
+    """A slider for `timeline_plot`: 0 shows the whole run, another number one iteration."""
+    import ipywidgets
+
+    last = max(call.iter for call in recording.calls if call.stage == FORWARD)
+    slider = _counter(ipywidgets, 'iteration', 0, last + 1)
+    picture = ipywidgets.HTML()
+
+    def draw(change: Any = None) -> None:
+        plot = timeline_plot(recording, slider.value or None)
+        picture.value = plot._repr_mimebundle_()['text/html'] + plot.table._repr_html_()
+
+    slider.observe(draw, names='value')
+    draw()
+    return ipywidgets.VBox([slider, picture])
+
+
+def _counter(ipywidgets: Any, name: str, first: int, last: int) -> Any:
+    return ipywidgets.IntSlider(value=first, min=first, max=last, description=name, continuous_update=False)
+
+
+def live_picture() -> Callable[[Plot], None]:
+    """Displays a picture that is still empty; what it returns puts a figure there, also amid the run of a cell."""
+    import ipywidgets
+    from IPython.display import display
+
+    picture = ipywidgets.HTML()
+    display(picture)
+
+    def show(plot: Plot) -> None:
+        picture.value = plot._repr_mimebundle_()['text/html']
+    return show

@@ -1,0 +1,123 @@
+"""Rates of a loader: what is counted, and of which loaders; not how fast a machine is."""
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from figures import assert_nothing_is_cut_off
+
+from workspace_lib import apis
+from workspace_lib.datasets import build_dataset
+from workspace_lib.tools import loader_speed
+from workspace_lib.tools.cli import main
+
+DIGITS = 'lenet/lenet5_mnist5k.py'
+
+
+class Clock:
+    """Stands still but for what `Batches` and `Slow` say."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.
+        for name in ('perf_counter', 'process_time'):
+            monkeypatch.setattr(time, name, lambda: self.now)
+
+
+class Batches:
+    """A loader of three batches of 10, 10 and 5 images, each of which takes a second, and the very first a minute."""
+
+    def __init__(self, clock):
+        self.clock, self.passes = clock, 0
+
+    def __iter__(self):
+        self.passes += 1
+        for size in (10, 10, 5):
+            self.clock.now += 60 if self.clock.now == 0 else 1
+            yield dict(img=np.zeros(size))
+
+
+def test_a_rate_counts_images_after_the_first_batches_over_several_epochs(monkeypatch):
+    loader = Batches(Clock(monkeypatch))
+    # Two batches are left out; then 5, and 10, 10 and 5 of a second epoch: 4 seconds.
+    assert loader_speed.images_per_second(loader, seconds=4, warm_up=2) == 30 / 4
+    assert loader.passes == 2
+
+
+def test_each_number_of_workers_has_its_rate(monkeypatch):
+    asked = []
+    monkeypatch.setattr(loader_speed, 'images_per_second',
+                        lambda loader, seconds, warm_up: asked.append((loader.num_workers, warm_up)) or 100.)
+    dataset = build_dataset(apis.load_config(DIGITS).data.train)
+    assert loader_speed.rates_by_workers(dataset, 32, (0, 2), seconds=1) == {0: 100., 2: 100.}
+    assert asked == [(0, 2), (2, 8)]  # twice as many batches as the workers are ahead
+
+
+def test_the_picture_has_a_line_for_each_data_set_and_the_table_every_rate():
+    plot = loader_speed.rates_plot({'files': {0: 100., 2: 150.}, 'pack': {0: 400., 2: 700.}})
+    axes = plot.figure.axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0, 100], [2, 150]], [[0, 400], [2, 700]]]
+    assert plot.table.columns == ('workers', 'files (1/s)', 'pack (1/s)')
+    assert plot.table.rows == [(0, 100., 400.), (2, 150., 700.)]
+    assert plot.alt == 'Images a second with 0 to 2 workers: files, pack.'
+    assert_nothing_is_cut_off(plot)
+
+
+class Slow:
+    """A step that takes so many seconds of `clock`, and counts."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds, self.calls = clock, seconds, 0
+
+    def __call__(self, results):
+        self.calls += 1
+        self.clock.now += self.seconds
+        return results
+
+
+class Fast(Slow):
+    pass
+
+
+def test_time_goes_to_the_steps_that_take_it(monkeypatch):
+    clock = Clock(monkeypatch)
+    dataset = build_dataset(apis.load_config(DIGITS).data.train)
+    slow, again, fast = Slow(clock, 3), Slow(clock, 1), Fast(clock, 0.5)
+    dataset.pipeline.steps = [slow, fast, again]
+    assert loader_speed.step_seconds(dataset, range(5)) == {'Slow': 4, 'Fast': 0.5}
+    assert slow.calls == again.calls == fast.calls == 5
+
+
+def test_looking_at_the_steps_changes_no_sample():
+    dataset = build_dataset(apis.load_config(DIGITS).data.test)
+    before = dataset[3]['img'].copy()
+    assert [*loader_speed.step_seconds(dataset, range(4))] == ['Resize', 'Normalize', 'ImageToTensor', 'Collect']
+    assert np.array_equal(dataset[3]['img'], before)
+
+
+def test_the_table_of_steps_adds_up():
+    rows = loader_speed.steps_table({'Load': 0.003, 'Crop': 0.001}).rows
+    assert rows == [('Load', '3.000', 75.), ('Crop', '1.000', 25.)]
+
+
+@pytest.mark.parametrize('call', [
+    lambda: loader_speed.images_per_second([], seconds=0), lambda: loader_speed.step_seconds([], range(0))])
+def test_nothing_to_measure_is_an_error(call):
+    with pytest.raises(ValueError, match='at least one|more than 0'):
+        call()
+
+
+def test_a_loader_without_batches_is_an_error():
+    class Empty:
+        def __iter__(self):
+            yield from ()
+
+    with pytest.raises(ValueError, match='no batch'):
+        loader_speed.images_per_second(Empty(), seconds=1)
+
+
+def test_the_command_prints_steps_and_rates_and_writes_the_picture(tmp_path, capsys):
+    out = tmp_path / 'speed.png'
+    assert main(['loader_speed', DIGITS, '--workers', '0', '1', '--seconds', '0.05', '--out', str(out)]) == 0
+    said = capsys.readouterr().out
+    assert 'RandomCrop' in said and 'lenet5_mnist5k (1/s)' in said and out.stat().st_size > 3000
