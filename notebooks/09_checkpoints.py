@@ -74,7 +74,8 @@ def boundary(name, x):
 
 # %%
 recipe = 'lenet/lenet5_mnist5k.py'
-brief = {'runner.max_epochs': 3, 'checkpoint_config': dict(interval=1), 'log_level': 'WARNING'}
+brief = {'runner.max_epochs': 3, 'checkpoint_config': dict(interval=1, max_keep_ckpts=-1),
+         'log_level': 'WARNING'}
 if not Path('run').exists():
     _ = commands.train(recipe, 'run', seed=0, device='cpu', validate=False, options=brief)
 print(*sorted(path.name for path in Path('run').glob('*.pth')), '| latest.pth ->', os.readlink('run/latest.pth'))
@@ -172,7 +173,8 @@ _ = load_checkpoint(apis.init_model(recipe, device='cpu'), 'wrapped.pth', strict
 # if only the weights are taken along (`load_from`)?
 
 # %%
-_ = commands.train(recipe, 'resumed', resume_from='run/epoch_1.pth', device='cpu', validate=False, options=brief)
+if not Path('resumed').exists():
+    _ = commands.train(recipe, 'resumed', resume_from='run/epoch_1.pth', device='cpu', validate=False, options=brief)
 resumed = read_checkpoint('resumed/epoch_3.pth')
 print({name: torch.equal(resumed['state_dict'][name], weights[name]) for name in list(weights)[-2:]})
 
