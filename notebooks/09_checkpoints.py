@@ -120,8 +120,6 @@ _ = Path('flipped.pth').write_bytes(content)
 flipped = torch.load('flipped.pth', weights_only=True)['state_dict']['backbone.features.0.weight'].flatten()[0]
 print(f'torch.load: {flipped:.0e} instead of', round(float(weights['backbone.features.0.weight'].flatten()[0]), 2))
 print('damage_of: ', damage_of('flipped.pth'))
-
-# %%
 assert abs(flipped) > 1e15 and damage_of('run/epoch_3.pth') is None
 
 # %% [markdown]

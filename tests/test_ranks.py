@@ -23,7 +23,7 @@ def two():
 
 def test_each_rank_answers_in_its_place(two):
     assert two.run(dist.get_dist_info) == [(0, 2), (1, 2)]
-    assert two.run(os.getpid) == [process.pid for process in two._processes]
+    assert two.run(os.getpid) == [process.pid for process in two.processes]
 
 
 def test_arguments_of_each_rank(two):
@@ -47,12 +47,18 @@ def test_a_rank_that_raises_ends_the_group_though_the_other_waits():
     ranks = Ranks(2)
     with pytest.raises(RuntimeError, match=r'(?s)rank 1 of 2.*TypeError'):
         ranks.run_each(dist.all_reduce_sum, [(torch.tensor([1.]), ), ('no tensor', )])
-    assert all(process.poll() is not None for process in ranks._processes)
+    assert all(process.poll() is not None for process in ranks.processes)
 
 
 def test_a_rank_that_dies_is_told_by_its_status():
     with Ranks(1) as ranks, pytest.raises(RuntimeError, match='rank 0 of 1: its process ended with status 7'):
         ranks.run(os._exit, 7)
+
+
+def test_a_group_that_cannot_meet_says_why(monkeypatch):
+    monkeypatch.setenv('GLOO_SOCKET_IFNAME', 'no_such_card')
+    with Ranks(2) as ranks, pytest.raises(RuntimeError, match='rank [01] of 2: its process ended.*(?s:.*)no_such_card'):
+        ranks.run(os.getpid)
 
 
 @pytest.fixture(scope='module')

@@ -9,6 +9,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
@@ -26,14 +27,15 @@ class Ranks:
             probe.bind(('127.0.0.1', 0))
             port = probe.getsockname()[1]
         self._lines: list[Any] = []
-        self._processes: list[subprocess.Popen] = []
+        self._said = tempfile.TemporaryFile('w+')  # noqa: SIM115 - open as long as they write
+        self.processes: list[subprocess.Popen] = []
         for rank in range(count):
             ours, theirs = Pipe()
             env = {**os.environ, 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count),
                    'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-            self._processes.append(subprocess.Popen(
+            self.processes.append(subprocess.Popen(
                 [sys.executable, '-m', __name__, str(theirs.fileno())], env=env, pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said))
             theirs.close()
             self._lines.append(ours)
 
@@ -64,18 +66,20 @@ class Ranks:
         try:
             value, error = pickle.loads(self._lines[rank].recv_bytes())
         except (EOFError, ConnectionError):
-            error = f'its process ended with status {self._processes[rank].wait()}'
+            self._said.seek(0)
+            error = f'its process ended with status {self.processes[rank].wait()}; {self._said.read()[-2000:]}'
         if error:
             self.close()
-            raise RuntimeError(f'rank {rank} of {len(self._processes)}: {error}')
+            raise RuntimeError(f'rank {rank} of {len(self.processes)}: {error}')
         return value
 
     def close(self) -> None:
-        for process in self._processes:
+        for process in self.processes:
             process.kill()
             process.wait()
         for line in self._lines:
             line.close()
+        self._said.close()
 
     def __enter__(self) -> Ranks:
         return self
