@@ -359,8 +359,8 @@ print('written by mmcv:', *read_checkpoint('mmcv.pth'), '| meta:', *sorted(read_
 
 # %%
 backbone = {name.removeprefix('backbone.'): value for name, value in read_checkpoint('mmcls.pth')['state_dict'].items()}
-theirs = build_backbone(dict(type='ResNet', depth=18)).eval()
-_ = theirs.load_state_dict({name: value for name, value in backbone.items() if not name.startswith('head.')})
+theirs = build_backbone(dict(type='ResNet', depth=18))
+_ = theirs.eval(), theirs.load_state_dict({name: value for name, value in backbone.items() if not name.startswith('head.')})
 with torch.no_grad():
     assert torch.equal(theirs(images)[-1], same.extract_feat(images, 'backbone')[-1])
 

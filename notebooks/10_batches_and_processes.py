@@ -385,7 +385,7 @@ words = [sys.executable, '-m', 'workspace_lib.tools.cli', 'train', recipe, '--wo
 # %%
 machines = [subprocess.Popen([*words, '--node-rank', str(number)], cwd=runs.name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             for number in range(2)]
-assert [machine.wait(200) for machine in machines] == [0, 0]
+assert [machine.wait(250) for machine in machines] == [0, 0]
 log = next(Path(runs.name, 'two').glob('*.log')).read_text()
 print(re.search(r'batch: .*', log)[0])
 
