@@ -86,8 +86,7 @@ contents(checkpoint, depth=1)
 
 # %% [markdown]
 # More than twice the weights. SGD with momentum keeps a velocity for each of them; Adam would keep two numbers. `random` is the state
-# of the generators of each process. One level deeper, what you would look for when you ask where a file came from (the same in a
-# terminal: `workspace checkpoint FILE`):
+# of the generators of each process. One level deeper, what you would look for when you ask where a file came from:
 
 # %% tags=["varies"]
 display(contents(checkpoint))
@@ -123,7 +122,8 @@ print('damage_of: ', damage_of('flipped.pth'))
 assert abs(flipped) > 1e15 and damage_of('run/epoch_3.pth') is None
 
 # %% [markdown]
-# Torch does not look at the sums. A run does, before it goes on from a file, and passes over a damaged one.
+# Torch does not look at the sums. A run does, before it goes on from a file: `--resume-from auto` passes over a damaged one, and one that
+# was named is refused.
 #
 # ## 2. Loading what does not fit
 #

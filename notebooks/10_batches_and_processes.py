@@ -409,7 +409,17 @@ print(both[0]['batch'], 'images a step; the same weights:', distance(both[0]['st
 assert both[0]['batch'] == 64 and distance(both[0]['state'], large['state']) < 1e-5
 
 # %% [markdown]
-# **2. Extend.** Make the gradient of the batch from two parts of 40 and 24 images. What has each loss to be multiplied by?
+# **2. Break.** Let rank 1 fail while rank 0 waits for it in a sum. What would happen without somebody who watches both?
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+try:
+    ranks.run_each(dist.all_reduce_sum, [(torch.ones(1),), ('no tensor',)])
+except RuntimeError as error:
+    print(str(error).splitlines()[0], '...', re.search(r'\w+Error', str(error))[0])
+assert all(process.poll() is not None for process in ranks.processes)  # else rank 0 would wait until its timeout
+
+# %% [markdown]
+# **3. Extend.** Make the gradient of the batch from two parts of 40 and 24 images. What has each loss to be multiplied by?
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
 uneven = [{key: values[:40] for key, values in batch.items()}, {key: values[40:] for key, values in batch.items()}]
@@ -418,16 +428,6 @@ for part in uneven:
     for name, gradient in gradients(model, [part], 1).items():
         weighted[name] = weighted[name] + gradient * len(part['img']) / 64  # its share of the batch, not one half
 assert distance(weighted, whole) < 1e-6
-
-# %% [markdown]
-# **3. Break.** Let rank 1 fail while rank 0 waits for it in a sum. What would happen without somebody who watches both?
-
-# %% jupyter={"source_hidden": true} tags=["solution"]
-try:
-    ranks.run_each(dist.all_reduce_sum, [(torch.ones(1),), ('no tensor',)])
-except RuntimeError as error:
-    print(str(error).splitlines()[0], '...', re.search(r'\w+Error', str(error))[0])
-assert all(process.poll() is not None for process in ranks.processes)  # else rank 0 would wait until its timeout
 
 # %% [markdown]
 # ## The same way with a debugger

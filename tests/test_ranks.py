@@ -11,6 +11,7 @@ from workspace_lib.datasets import build_dataset
 from workspace_lib.models import build_classifier
 from workspace_lib.tools.ranks import Ranks, shared_gradients, train_briefly
 
+pytestmark = pytest.mark.timeout(300)  # ten processes, on a machine of two cores that may be busy
 RECIPE = 'lenet/lenet5_mnist5k.py'
 FIXED = {'lr_config': dict(_delete_=True, policy='fixed')}
 
