@@ -39,6 +39,7 @@ COMMANDS: dict[str, list[tuple[str, str, str]]] = {
     ],
     'after a training': [
         ('analyze_logs', 'analyze_logs', 'learning curves and iteration times of several runs'),
+        ('checkpoint', 'checkpoint_view', 'what is in a checkpoint file, and whether it is whole'),
         ('eval_metric', 'eval_metric', 'metrics of a stored result file'),
         ('analyze analyze_results', 'analyze', 'one page: classes, confusions, worst mistakes, learning curves'),
         ('vis_cam', 'vis_cam', 'draw where on an image a class was seen (Grad-CAM)'),
