@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from .config import place_text
+from .config.node import plain
 
 Line = tuple[str, int]
 shown = place_text  # `file:line`, short where it can be
@@ -107,7 +108,7 @@ def recorded(registry: str, kind: Any, target: Any, args: dict[str, Any],
     """Around one build: writes it into every open trace; what is built is put into the list that it yields."""
     name = kind if isinstance(kind, str) else target.__name__
     # a constructor may pop from the nested dicts it is given: keep copies of them
-    records = [(trace, BuildRecord(registry, name, target, _copied(args), trace.depth, lender))
+    records = [(trace, BuildRecord(registry, name, target, plain(args), trace.depth, lender))
                for trace in _TRACES.get()]
     for trace, record in records:
         trace.records.append(record)
@@ -124,12 +125,6 @@ def recorded(registry: str, kind: Any, target: Any, args: dict[str, Any],
             record.seconds, record.error = time.perf_counter() - start, failure
             record.parameters = _parameter_count(*built) if built else None
             trace.depth -= 1
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    return [_copied(v) for v in value] if type(value) is list else value
 
 
 def _parameter_count(built: Any) -> int | None:

@@ -58,19 +58,17 @@ class FileInfos(Infos):
             names += name
             lengths.append(len(name))
             classes.append(label)
-        ends = np.cumsum(lengths, dtype=np.int64)
-        self._keep(prefix, bytes(names), ends - lengths, ends, np.array(classes) if labels is None else labels)
+        self.prefix, self._text, self._lengths = prefix, bytes(names), np.array(lengths)
+        self._starts = np.cumsum(self._lengths, dtype=np.int64) - self._lengths
+        self.labels = np.array(classes) if labels is None else labels
 
     @classmethod
     def within(cls, prefix: str, text: bytes, starts: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> FileInfos:
         """Names that stand in `text` from `starts` to `ends`, each int64 (N,), as an annotation file has them."""
-        infos = cls.__new__(cls)
-        infos._keep(prefix, text, starts, ends, labels)
+        infos = cls(prefix, ())
+        infos._text, infos._starts, infos.labels = text, starts, labels
+        infos._lengths = (ends - starts).astype(np.int32)  # with the start 12 bytes a name instead of 16
         return infos
-
-    def _keep(self, prefix: str, text: bytes, starts: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> None:
-        self.prefix, self._text, self.labels = prefix, text, labels
-        self._starts, self._lengths = starts, (ends - starts).astype(np.int32)  # 12 bytes a name instead of 16
 
     def names(self) -> Iterator[bytes]:
         """All file names in order, without a dict for each."""
