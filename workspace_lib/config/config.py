@@ -215,9 +215,11 @@ def _split_key(values: Any, key: str | Sequence[Any]) -> list[Any]:
 
 def _next_key(values: Any, parts: list[Any]) -> tuple[Any, int]:
     """The key of `values` that `parts` begin with, and how many of them it takes; 0 if there is none."""
+    if has_key(values, parts[0]):
+        return parts[0], 1
     for length in range(1, len(parts) + 1):
         name = '.'.join(map(str, parts[:length]))
-        for key in (parts[0] if length == 1 else name, int(name) if name.isdigit() else name):
+        for key in (name, int(name) if name.isdigit() else name):
             if has_key(values, key):
                 return key, length
     return None, 0
