@@ -17,6 +17,7 @@ import pytest
 from workspace_lib.config import Config
 from workspace_lib.datasets import CustomDataset, DecodeError, ImageNet, build_dataset
 from workspace_lib.datasets.base import BaseDataset, FileInfos
+from workspace_lib.datasets.folder import _read_lines, _read_plain_lines
 from workspace_lib.registry import DATASETS
 
 CONFIGS = Path(sys.modules['workspace_lib'].__file__).parent / 'configs' / '_base_' / 'datasets'
@@ -89,6 +90,25 @@ def test_an_annotation_file_may_have_spaces_in_names_and_blank_lines(folder, ann
     assert dataset.filename(0).endswith('/a b/ü 1.png')
     assert dataset.get_gt_labels().tolist() == [999, 0]
     assert dataset[0]['img'].shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize('text', [
+    'a/1.png 0\nb/22.png 12\n', 'a/1.png 999999999999999999', 'a b/ü 1.png 007\nc  3\n', '/a 1\n b 2\nc 3\n',
+    'a 1\r\nb 2\r\n', 'a 1\n\nb 2\n', 'a 1 \nb 2\n', 'a 1\nb -1\n', '\ta 1\n', 'a\tb 1\n'])
+def test_lines_taken_all_at_once_are_those_taken_one_by_one(annotation, text):
+    infos = _read_plain_lines('p', file := annotation(text))
+    expected = FileInfos('p', _read_lines(file))
+    assert (infos is None) == any(odd in text for odd in ('\r', '\n\n', ' \n', '-', '\n ', '\ta'))
+    if infos is not None:
+        assert list(infos) == list(expected)
+        assert [*infos.names()] == [*expected.names()]
+        assert infos.labels.dtype == expected.labels.dtype
+
+
+@pytest.mark.parametrize('text', ['', 'a', '7\n', 'a 1\nb\n', 'a\nb 1\n', 'a 1\n 2\n', ' 1\n', 'a one\n', 'a 1\nb 1x\n',
+                                  'a 1\nb 1_0\n', 'a \n', 'a ²\n', 'a 1234567890123456789\n'])
+def test_lines_of_another_form_are_not_taken_all_at_once(annotation, text):
+    assert _read_plain_lines('p', annotation(text)) is None
 
 
 @pytest.mark.parametrize('text, message', [
@@ -239,6 +259,7 @@ def test_data_infos_read_as_a_list():
     assert infos[-1] == infos[2] == dict(img_prefix='p', img_info=dict(filename='c.png'), gt_label=5)
     assert [sample['img_info']['filename'] for sample in infos[:2]] == ['a.png', 'bb.png']
     assert isinstance(infos[0]['gt_label'], np.ndarray) and infos[0]['gt_label'].dtype == np.int64
+    assert [*infos.names()] == [b'a.png', b'bb.png', b'c.png']
     with pytest.raises(IndexError):
         infos[3]
 
@@ -254,8 +275,8 @@ def test_a_million_lines_are_quick_and_small(folder, annotation):
     start = time.process_time()
     dataset = ImageNet(str(folder), PIPELINE, ann_file=file)
     assert time.process_time() - start < 4  # measured 0.7 s; a slow machine may take its time
-    size = sum(sys.getsizeof(part) for part in (dataset.data_infos._names, dataset.data_infos._ends,
-                                                dataset.data_infos.labels))
+    infos = dataset.data_infos
+    size = sum(sys.getsizeof(part) for part in (infos._text, infos._starts, infos._lengths, infos.labels))
     assert size < 60e6
     assert dataset.filename(999_999).endswith('n00000999/n00000999_999999.JPEG')
 

@@ -213,9 +213,10 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry,
                         + place(cfg, 'type'))
     try:
         lender = registry.lender_of(kind) if isinstance(kind, str) else None
-        with recorded(registry.name, kind, target, args, lender) as finish:
+        with recorded(registry.name, kind, target, args, lender) as built:
             _check_keywords(target, args, cfg)
-            return finish(target(**args))
+            built.append(target(**args))
+            return built[0]
     except Exception as error:
         error.add_note(f'while building {target.__name__}{place(cfg)}')
         raise

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from itertools import dropwhile
 from types import FrameType
 from typing import Any
 
 from .config import place_text
+from .config.node import plain
 
 Line = tuple[str, int]
 shown = place_text  # `file:line`, short where it can be
@@ -27,6 +28,7 @@ _LAUNCHERS = tuple({sysconfig.get_path(p) + os.sep for p in ('stdlib', 'platlib'
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
+@cache
 def source_line(target: Callable[..., Any]) -> Line:
     """File and line where a class or function is written; ('', 0) for what is not written in Python."""
     try:
@@ -73,17 +75,9 @@ class BuildRecord:
         """Qualified name of the class or function."""
         return f'{self.target.__module__}.{self.target.__qualname__}'
 
-    @cached_property
-    def _source(self) -> Line:  # looked up when read: it costs a parse of the file, which is no build time
-        return source_line(self.target)
-
-    @property
-    def file(self) -> str:
-        return self._source[0]
-
-    @property
-    def line(self) -> int:
-        return self._source[1]
+    # looked up when read: it costs a parse of the file, which is no build time
+    file = property(lambda self: source_line(self.target)[0])
+    line = property(lambda self: source_line(self.target)[1])
 
 
 @dataclass
@@ -110,44 +104,29 @@ def trace_builds() -> Iterator[BuildTrace]:
 
 @contextmanager
 def recorded(registry: str, kind: Any, target: Any, args: dict[str, Any],
-             lender: str | None = None) -> Iterator[Callable[[Any], Any]]:
-    """Around one build: writes it into every open trace; what it yields is called with the built object."""
-    traces = _TRACES.get()
-    if not traces:
-        yield lambda built: built
-        return
+             lender: str | None = None) -> Iterator[list[Any]]:
+    """Around one build: writes it into every open trace; what is built is put into the list that it yields."""
     name = kind if isinstance(kind, str) else target.__name__
     # a constructor may pop from the nested dicts it is given: keep copies of them
-    records = [BuildRecord(registry, name, target, _copied(args), t.depth, lender) for t in traces]
-    for trace, record in zip(traces, records, strict=True):
+    records = [(trace, BuildRecord(registry, name, target, plain(args), trace.depth, lender))
+               for trace in _TRACES.get()]
+    for trace, record in records:
         trace.records.append(record)
         trace.depth += 1
-    start = time.perf_counter()
-
-    def finish(built: Any) -> Any:
-        for record in records:
-            record.seconds = time.perf_counter() - start
-            record.parameters = _parameter_count(built)
-        return built
-
+    built: list[Any] = []
+    start, failure = time.perf_counter(), None
     try:
-        yield finish
+        yield built
     except Exception as error:
-        for record in records:
-            record.seconds, record.error = time.perf_counter() - start, f'{type(error).__name__}: {error}'
+        failure = f'{type(error).__name__}: {error}'
         raise
     finally:
-        for trace in traces:
+        for trace, record in records:
+            record.seconds, record.error = time.perf_counter() - start, failure
+            record.parameters = _parameter_count(*built) if built else None
             trace.depth -= 1
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    return [_copied(v) for v in value] if type(value) is list else value
-
-
 def _parameter_count(built: Any) -> int | None:
-    if not (hasattr(built, 'state_dict') and callable(getattr(built, 'parameters', None))):
-        return None
-    return sum(p.numel() for p in built.parameters())
+    is_model = hasattr(built, 'state_dict') and callable(getattr(built, 'parameters', None))
+    return sum(p.numel() for p in built.parameters()) if is_model else None

@@ -5,7 +5,6 @@ In: a `Loaded` and the tree of its merged bases. Out: the tree of the file's own
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from typing import Any
 
 from .load import Loaded
@@ -21,9 +20,42 @@ def json_lines(loaded: Loaded, bases: Node) -> Node:
     return PythonLines(loaded, bases).value(expression.body)
 
 
-class _Lines:
+def yaml_lines(loaded: Loaded, bases: Node) -> Node:
+    """YAML as an expression of Python, in which what has an anchor is a variable, and `<<: *anchor` is `**variable`."""
+    import yaml
+    root = yaml.compose(loaded.code, Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
+    lines, construct = PythonLines(loaded, bases), yaml.SafeLoader('').construct_object
+
+    def expression(node: Any) -> ast.expr:
+        line = node.start_mark.line + 1
+        if node.id == 'scalar':
+            return ast.Constant(node.value, lineno=line)
+        if node.id == 'sequence':
+            return ast.List([expression(item) for item in node.value], lineno=line)
+        merged = [value for key, value in node.value if key.tag.endswith(':merge')]  # one, or a list: its first wins
+        above = [expression(one) for value in merged
+                 for one in reversed(value.value if value.id == 'sequence' else [value])]
+        own = [(ast.Constant(construct(key, deep=True), lineno=key.start_mark.line + 1), item(key, value))
+               for key, value in node.value if not key.tag.endswith(':merge')]
+        return ast.Dict([*[None] * len(above), *(key for key, _ in own)], [*above, *(value for _, value in own)],
+                        lineno=line)
+
+    def item(key: Any, value: Any) -> ast.expr:
+        if value.start_mark.index > key.start_mark.index:
+            return expression(value)
+        anchor = f'&{value.start_mark.index}'
+        lines.names[anchor] = lines.value(expression(value))
+        return ast.Name(anchor, lineno=key.start_mark.line + 1)
+
+    return lines.value(expression(root)) if root else Node(lines.place(1), {})
+
+
+class PythonLines:
+    """Follows what assignments give to names, as far as their text tells it."""
+
     def __init__(self, loaded: Loaded, bases: Node):
         self.loaded, self.bases = loaded, bases
+        self.names: dict[str, Node] = {}
 
     def place(self, line: int) -> Place:
         return self.loaded.filename, line
@@ -37,42 +69,6 @@ class _Lines:
         for key in self.loaded.base_values.find(number)[0]:
             node = node.item(key)
         return node.used_at(self.place(line))
-
-
-class YamlLines(_Lines):
-    def read(self) -> Node:
-        import yaml
-        self.loader = yaml.SafeLoader('')
-        root = yaml.compose(self.loaded.code, Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
-        return self.value(root) if root else Node(self.place(1), {})
-
-    def value(self, node: Any) -> Node:
-        line = node.start_mark.line + 1
-        if node.id == 'scalar':
-            return self.scalar(node.value, line)
-        if node.id == 'sequence':
-            return Node(self.place(line), {i: self.value(item) for i, item in enumerate(node.value)})
-        return Node(self.place(line), dict(self.entries(node)))
-
-    def entries(self, mapping: Any) -> Iterator[tuple[Any, Node]]:
-        merges = [value for key, value in mapping.value if key.tag.endswith(':merge')]
-        for value in merges:  # `<<: *anchor`, or a list of them, of which the first wins
-            for parent in reversed(value.value if value.id == 'sequence' else [value]):
-                yield from self.entries(parent)
-        for key, value in mapping.value:
-            if key.tag.endswith(':merge'):
-                continue
-            place, node = self.place(key.start_mark.line + 1), self.value(value)
-            is_alias = value.start_mark.index < key.start_mark.index
-            yield self.loader.construct_object(key, deep=True), (node.used_at(place) if is_alias else node.at(place))
-
-
-class PythonLines(_Lines):
-    """Follows what assignments give to names, as far as their text tells it."""
-
-    def __init__(self, loaded: Loaded, bases: Node):
-        super().__init__(loaded, bases)
-        self.names: dict[str, Node] = {}
 
     def follow(self, statement: ast.stmt) -> list[str]:
         """Note what a statement assigns to names, and return these."""

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 
@@ -36,31 +36,14 @@ class DictAction(argparse.Action):
     def _parse_iterable(text: str) -> Any:
         """'1,a' -> [1, 'a'], '(1,[2,x])' -> (1, [2, 'x']), '1e-3' -> 0.001; without spaces and outer quotes."""
         text = text.strip('\'"').replace(' ', '')
-        in_brackets = text[:1] + text[-1:] in ('()', '[]') and _closes_last(text)
+        depths = list(accumulate((char in '([') - (char in ')]') for char in text))  # brackets open after each
+        in_brackets = text[:1] + text[-1:] in ('()', '[]') and all(depths[:-1])
         if not in_brackets and ',' not in text:
             return DictAction._parse_int_float_bool(text)
         if text.count('(') != text.count(')') or text.count('[') != text.count(']'):
             raise AssertionError(f'Imbalanced brackets exist in {text}')
-        items = [DictAction._parse_iterable(part) for part in _split(text[1:-1] if in_brackets else text)]
+        first, last = (0, len(text) - 1) if in_brackets else (-1, len(text))
+        commas = [i for i, char in enumerate(text) if char == ',' and depths[i] == in_brackets]
+        parts = [text[start + 1:end] for start, end in pairwise([first, *commas, last])]
+        items = [DictAction._parse_iterable(part) for part in (parts if parts[-1] else parts[:-1])]
         return tuple(items) if in_brackets and text[0] == '(' else items
-
-
-def _depths(text: str) -> Iterator[int]:
-    """How many brackets are open after each character."""
-    return accumulate((char in '([') - (char in ')]') for char in text)
-
-
-def _closes_last(text: str) -> bool:
-    """Whether the first bracket stays open until the last character."""
-    return all(depth > 0 for depth in _depths(text[:-1]))
-
-
-def _split(text: str) -> Iterator[str]:
-    """The parts between commas outside of brackets; a comma at the end adds none."""
-    start = 0
-    for end, (char, depth) in enumerate(zip(text, _depths(text), strict=True)):
-        if char == ',' and depth == 0:
-            yield text[start:end]
-            start = end + 1
-    if text[start:]:
-        yield text[start:]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .lines import YamlLines, json_lines
+from .lines import json_lines, yaml_lines
 from .load import Loaded
 from .merge import DELETE_KEY, merge, without_delete
 from .node import ConfigDict, Path, children
@@ -108,7 +108,7 @@ def own_node(loaded: Loaded, bases: Node) -> Node:
     """The tree of a file's own values, some of which may be its bases'."""
     if loaded.filename.endswith('.py'):
         return python_lines(loaded, bases)
-    return json_lines(loaded, bases) if loaded.filename.endswith('.json') else YamlLines(loaded, bases).read()
+    return json_lines(loaded, bases) if loaded.filename.endswith('.json') else yaml_lines(loaded, bases)
 
 
 def bases_node(loaded: Loaded) -> Node:

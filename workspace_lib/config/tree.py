@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from .node import children
@@ -10,19 +11,16 @@ from .node import children
 Place = tuple[str, int]  # file, line from 1
 
 
+@dataclass(slots=True, eq=False)
 class Node:
     """Where a value was set, and its items; without known items it answers for all of them itself."""
 
-    __slots__ = ('alias', 'items', 'old', 'place', 'replaces', 'via')
-
-    def __init__(self, place: Place, items: Any = None, alias: tuple[Place, ...] = (),
-                 via: tuple[Place, ...] = (), old: Node | None = None, replaces: bool = False):
-        self.place = place
-        self.items = items  # {key or index: Node}, an Each, or None: not known
-        self.alias = alias  # further places the value came through, such as its variable's definition
-        self.via = via  # places to add to the alias of each item
-        self.old = old  # what this took the place of
-        self.replaces = replaces  # whether as a whole: the items of `old` are overridden too
+    place: Place
+    items: Any = None  # {key or index: Node}, an Each, or None: not known
+    alias: tuple[Place, ...] = ()  # further places the value came through, such as its variable's definition
+    via: tuple[Place, ...] = ()  # places to add to the alias of each item
+    old: Node | None = None  # what this took the place of
+    replaces: bool = False  # whether as a whole: the items of `old` are overridden too
 
     def __str__(self) -> str:
         return place_text(self.place)
@@ -59,11 +57,11 @@ class Node:
         return Node(self.place, self.items, self.alias, self.via, earlier, replaces=True)
 
 
+@dataclass
 class Each:
     """Items that all come from one expression, as in a comprehension."""
 
-    def __init__(self, node: Node):
-        self.node = node
+    node: Node
 
     def get(self, key: Any) -> Node:
         return self.node

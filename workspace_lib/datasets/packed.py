@@ -52,9 +52,9 @@ class Pack:
         start = int(self._offsets[number])
         return self._pixels[start:start + height * width * 3].reshape(height, width, 3)
 
-    def find(self, paths: Iterable[str], count: int) -> np.ndarray:
+    def find(self, paths: Iterable[bytes], count: int) -> np.ndarray:
         """Numbers of `count` images by their paths. ValueError names the first that is not there."""
-        names = np.fromiter(map(os.fsencode, paths), f'S{self.names.dtype.itemsize + 1}', count)
+        names = np.fromiter(paths, f'S{self.names.dtype.itemsize + 1}', count)
         order = np.argsort(self.names, kind='stable')
         places = order[np.searchsorted(self.names, names, sorter=order).clip(max=len(order) - 1)]
         if (missing := np.flatnonzero(self.names[places] != names)).size:
