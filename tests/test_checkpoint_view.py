@@ -60,3 +60,10 @@ def test_the_command_prints_the_table_and_finds_a_flipped_bit(file, capsys):
     file.write_bytes(content)
     assert run(file) == 1
     assert 'c.pth is damaged' in capsys.readouterr().out
+
+
+def test_a_file_of_the_format_before_torch_1_6_is_not_called_damaged(file, tmp_path, capsys):
+    torch.save(read_checkpoint(file), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    assert run(tmp_path / 'old.pth') == 0
+    said = capsys.readouterr().out
+    assert 'no check sums' in said and 'damaged' not in said
