@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import operator
 import os
 import random
 import re
@@ -265,9 +266,10 @@ class _Requests:
         indices = self._indices(epoch)
         self._order = epoch, indices
         places = indices if self.sampler is None else range(self.rank, len(indices) * self.world_size, self.world_size)
+        base = _mix(self.seed, epoch) << 40
         for start in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             mine = slice(start, start + self.batch_size)
-            yield ring.ask(), [_mix(self.seed, epoch) << 40 | place for place in places[mine]], indices[mine]
+            yield ring.ask(), [base | place for place in places[mine]], indices[mine]
 
 
 class _BatchMaker:
@@ -342,36 +344,35 @@ def collate(items: Iterable[dict[str, Any]], count: int, finish: _Finish | None 
     Raises:
         ValueError: images of different sizes or types.
     """
-    rest: list[dict[str, Any]] = []
     for number, item in enumerate(items):
         img = item['img']
         if number == 0:
             shape, dtype, (batch, places, write) = img.shape, img.dtype, _room(img, count, finish, slot)
+            fields: dict[str, list[Any]] = {key: [] for key in item if key not in ('img', 'img_metas')}
         elif img.shape != shape or img.dtype != dtype:
             raise ValueError(f'the images of a batch differ in (height, width, channels) or type: {tuple(shape)} '
                              f'{dtype} and {tuple(img.shape)} {img.dtype}; end the pipeline with a step of fixed size '
                              '(Resize, CenterCrop), or batch one by one')
-        write(places[number], img)
-        rest.append({key: value for key, value in item.items() if key not in ('img', 'img_metas')})
-    made = {'img': batch, **{key: _stacked([item[key] for item in rest]) for key in rest[0]}}
+        write(places, number, img)
+        for key, values in fields.items():
+            values.append(item[key])
+    made = {'img': batch, **{key: _stacked(values) for key, values in fields.items()}}
     return made if finish is None else finish(made)
 
 
 def _room(img: Any, count: int, finish: _Finish | None, slot: Tensor | None) -> tuple[Tensor, Any, Callable[..., Any]]:
-    """A batch (N, C, H, W) of images like this one; the places in it, and what writes an image to a place."""
-    if not isinstance(img, np.ndarray) or img.dtype != np.uint8:
-        like = torch.as_tensor(img)
-        batch = batch_memory((count, *like.shape), like.dtype, slot)
-        return batch, batch, lambda place, img: place.copy_(torch.as_tensor(img))
-    height, width, channels = img.shape
+    """A batch (N, C, H, W) of images like this one; the places in it, and what writes an image at one."""
+    bare = isinstance(img, np.ndarray) and img.dtype == np.uint8  # (H, W, C); else (C, H, W), and done
+    dtype = torch.as_tensor(img).dtype if finish is None or not bare else torch.float32
+    last = bare if finish is None else finish.memory_format == torch.channels_last and img.ndim == 3
+    shape = (*img.shape[2:], *img.shape[:2]) if bare and not last else img.shape
+    memory = batch_memory((count, *(shape if bare or not last else (*shape[1:], shape[0]))), dtype, slot)
+    batch = memory.permute(0, 3, 1, 2) if last else memory
+    if not bare:
+        return batch, batch, lambda places, at, img: places[at].copy_(torch.as_tensor(img))
     if finish is None:
-        batch = batch_memory((count, height, width, channels), torch.uint8, slot)
-        return batch.permute(0, 3, 1, 2), batch.numpy(), np.copyto
-    if finish.memory_format == torch.channels_last:
-        batch = batch_memory((count, height, width, channels), torch.float32, slot).permute(0, 3, 1, 2)
-    else:
-        batch = batch_memory((count, channels, height, width), torch.float32, slot)
-    return batch, batch.numpy(), lambda place, img: finish.stage.write(img, place)
+        return batch, memory.numpy(), operator.setitem
+    return batch, batch.numpy(), lambda places, at, img: finish.stage.write(img, places[at])
 
 
 def _stacked(values: list[Any]) -> Any:

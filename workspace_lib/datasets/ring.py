@@ -31,7 +31,7 @@ class _Written(NamedTuple):
     """What a worker says of the tensor in its slot."""
 
     dtype: torch.dtype
-    shape: torch.Size
+    shape: tuple[int, ...]
     stride: tuple[int, ...]
 
 
@@ -99,7 +99,7 @@ def hand_over(batch: Batch, slot: Tensor | None) -> Batch:
         if not isinstance(value, Tensor):
             return value
         if slot is not None and value.data_ptr() == slot.data_ptr():
-            return _Written(value.dtype, value.shape, value.stride())
+            return _Written(value.dtype, tuple(value.shape), value.stride())
         with suppress(TypeError):  # numpy does not know all types
             return value.numpy() if value.nbytes <= _BY_QUEUE else value
         return value
@@ -173,4 +173,4 @@ def choose_workers(share: int, batches: int) -> tuple[int, int]:
     """
     room = max(batches - SPARE, 0)
     workers = min(max(share - 1, 0), room)
-    return workers, min(AHEAD, room // max(workers, 1)) or 1
+    return workers, min(AHEAD, room // workers) if workers else 0
