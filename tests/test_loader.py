@@ -207,7 +207,7 @@ def test_images_of_different_sizes_are_an_error_that_says_what_to_do(folder, tmp
     root = copy_of(folder, tmp_path)
     cv2.imwrite(str(root / '0' / 'a.png'), np.zeros((9, 9, 3), np.uint8))
     steps = [dict(type='LoadImageFromFile'), *TO_TENSOR]
-    with pytest.raises(ValueError, match=r'differ in .*\(24, 31, 3\) uint8 and \(9, 9, 3\) uint8; end the pipeline with'):
+    with pytest.raises(ValueError, match=r'differ .*\(24, 31, 3\) uint8 and \(9, 9, 3\) uint8; end the pipeline with'):
         epoch(loader(root, 0, steps))
 
 
@@ -256,8 +256,13 @@ def test_on_a_gpu_the_batches_are_the_same(folder, workers):
 
 def test_workers_send_bytes_to_another_device_and_finished_batches_to_the_cpu(folder):
     for device, dtype in (('meta', torch.uint8), ('cpu', torch.float32)):
-        batch, broken = next(iter(loader(folder, 1, device=device)._batches))
-        assert (batch['img'].dtype, batch['img'].is_shared(), broken) == (dtype, True, {})
+        batch, broken, _ = next(iter(loader(folder, 1, device=device)._batches))
+        assert (batch['img'].dtype, batch['img'].is_shared(), broken) == (dtype, True, {})  # no ring yet
+        batches = loader(folder, 1, device=device)
+        batches._prepare()
+        sent, broken, slot = next(iter(batches._batches))
+        assert (sent['img'][:2], broken, slot) == ((dtype, (4, 3, 16, 16)), {}, 0)
+        assert np.array_equal(sent['gt_label'], batch['gt_label'])
 
 
 def test_a_data_set_that_draws_from_the_global_generators_depends_on_seed_epoch_and_index():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import operator
 import os
 import random
 import re
@@ -19,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
-from itertools import count
 from typing import Any
 
 import cv2
@@ -31,7 +29,7 @@ from torch.utils.data import DataLoader, default_collate, get_worker_info
 from .decode import DecodeError
 from .mixing import BatchAugments
 from .pipeline import DeviceStage, Pipeline, _seeded_globals
-from .ring import AHEAD, SPARE, Batch, Ring, batch_memory, choose_workers, copied_ahead, cores, hand_over, to_device
+from .ring import AHEAD, SPARE, Batch, Ring, batch_memory, choose_workers, copied_ahead, cores, to_device, to_send
 from .wrappers import leaves, locate
 
 _log = logging.getLogger(__name__)
@@ -69,13 +67,12 @@ class Loader:
         self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)
         self._leaves = leaves(dataset)
         self.device_stage, self.augments = _common_stage(self._leaves), augments
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._finish = _Finish(self.device_stage, memory_format)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.seed = secrets.randbits(31) if seed is None else seed
         self._requests = _Requests(len(dataset), batch_size, shuffle, self.seed, round_up, drop_last, sampler,
                                    rank, world_size)
         self._told: set[tuple[int, int]] = set()
-        self._maker = _BatchMaker(dataset, self._finish if self.device.type == 'cpu' else None)
+        self._maker = _BatchMaker(dataset, self.device_stage if self.device.type == 'cpu' else None)
         if num_workers is None:
             num_workers, ahead = self._chosen()
             options = {'prefetch_factor': ahead, **options}
@@ -175,18 +172,14 @@ class Loader:
                 '--shm-size=8g), or set data.workers_per_gpu=0, or a smaller data.samples_per_gpu')
 
     def _pass(self, epoch: int, first: int) -> Iterator[Batch]:
-        numbers, batches = count(first), self._received()
-
-        def finish(batch: Batch) -> Batch:
-            if self.device.type != 'cpu':
-                batch = self._finish(batch)
-            return batch if self.augments is None else self._mixed(batch, epoch, next(numbers))
+        batches = self._received()
         if self.device.type == 'cuda':
-            yield from copied_ahead(batches, self.device, finish)
-        for batch in batches:
+            batches = copied_ahead(batches, self.device)
+        for number, batch in enumerate(batches, first):
             if isinstance(batch, Exception):
                 raise batch
-            yield finish(to_device(batch, self.device))
+            batch = self._finished(to_device(batch, self.device))
+            yield batch if self.augments is None else self._mixed(batch, epoch, number)
 
     def _received(self) -> Iterator[Any]:
         """Batches, here; and errors, for whoever hands them on."""
@@ -194,6 +187,13 @@ class Loader:
         for batch, broken, slot in self._batches:
             self._tell(broken)
             yield batch if isinstance(batch, Exception) else ring.receive(slot, batch)
+
+    def _finished(self, batch: Batch) -> Batch:
+        """A batch, where it is on its device: normalised, and in the memory format asked for."""
+        img = batch['img']
+        if self.device.type != 'cpu':  # reordered while it is a quarter of the bytes
+            img = img.contiguous(memory_format=self.memory_format)
+        return {**batch, 'img': self.device_stage(img).contiguous(memory_format=self.memory_format)}
 
     def _tell(self, broken: Broken) -> None:
         for leaf, index in sorted(broken.keys() - self._told):  # each worker finds a file anew
@@ -206,20 +206,7 @@ class Loader:
         place = number * self._requests.world_size + self._requests.rank  # among the batches of all ranks
         rng = random.Random(_mix(self.seed, epoch) << 40 | 1 << 39 | place)  # the seed of no sample
         img, label = self.augments(batch['img'], batch['gt_label'], rng)  # type: ignore[misc]
-        return {**batch, 'img': img.contiguous(memory_format=self._finish.memory_format), 'gt_label': label}
-
-
-class _Finish:
-    """The last step of a batch, where it is on its device: normalised, and in the memory format asked for."""
-
-    def __init__(self, stage: DeviceStage, memory_format: torch.memory_format) -> None:
-        self.stage, self.memory_format = stage, memory_format
-
-    def __call__(self, batch: Batch) -> Batch:
-        img = batch['img']
-        if img.device.type != 'cpu':  # reordered while it is a quarter of the bytes; a CPU's look-up does it itself
-            img = img.contiguous(memory_format=self.memory_format)
-        return {**batch, 'img': self.stage(img).contiguous(memory_format=self.memory_format)}
+        return {**batch, 'img': img.contiguous(memory_format=self.memory_format), 'gt_label': label}
 
 
 class _Requests:
@@ -273,10 +260,10 @@ class _Requests:
 
 
 class _BatchMaker:
-    """What runs in the workers: a request in, a batch out as `hand_over` has it, with files that turned out broken."""
+    """What runs in the workers: a request in; out a batch (see `to_send`), files that turned out broken, the slot."""
 
-    def __init__(self, dataset: Any, finish: _Finish | None) -> None:
-        self.dataset, self.finish, self._leaves = dataset, finish, leaves(dataset)
+    def __init__(self, dataset: Any, stage: DeviceStage | None) -> None:
+        self.dataset, self.stage, self._leaves = dataset, stage, leaves(dataset)
         self.places: Any = [-1, -1]
         self.slots: Tensor | None = None
 
@@ -285,7 +272,7 @@ class _BatchMaker:
         slot = None if self.slots is None or number < 0 else self.slots[number]
         known = len(self._broken())
         try:
-            batch: Any = hand_over(collate(self._samples(seeds, indices), len(indices), self.finish, slot), slot)
+            batch: Any = to_send(collate(self._samples(seeds, indices), len(indices), self.stage, slot), slot)
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
         broken = self._broken()
@@ -331,15 +318,15 @@ def _sample(dataset: Any, index: int, seed: int) -> dict[str, Any]:
         return dataset[index]
 
 
-def collate(items: Iterable[dict[str, Any]], count: int, finish: _Finish | None = None,
+def collate(items: Iterable[dict[str, Any]], count: int, stage: DeviceStage | None = None,
             slot: Tensor | None = None) -> Batch:
-    """`count` samples to a batch: `img` to uint8 or float (N, C, H, W), `gt_label` to int64 (N,), others as torch does.
+    """`count` samples to a batch: `img` to uint8 or float (N, C, H, W), arrays to one array, others as torch does.
 
     Each image is written where it stays as soon as it is there. `img_metas` is left out; a file's name is to be had of
     `dataset.filename`.
 
     Args:
-        finish: for batches that stay on the CPU. slot: memory to write into, if it is large enough.
+        stage: normalises uint8 at once. slot: memory to write into, if it is large enough.
 
     Raises:
         ValueError: images of different sizes or types.
@@ -347,38 +334,29 @@ def collate(items: Iterable[dict[str, Any]], count: int, finish: _Finish | None 
     for number, item in enumerate(items):
         img = item['img']
         if number == 0:
-            shape, dtype, (batch, places, write) = img.shape, img.dtype, _room(img, count, finish, slot)
+            shape, dtype, (batch, write) = img.shape, img.dtype, _room(img, count, stage, slot)
             fields: dict[str, list[Any]] = {key: [] for key in item if key not in ('img', 'img_metas')}
         elif img.shape != shape or img.dtype != dtype:
             raise ValueError(f'the images of a batch differ in (height, width, channels) or type: {tuple(shape)} '
                              f'{dtype} and {tuple(img.shape)} {img.dtype}; end the pipeline with a step of fixed size '
                              '(Resize, CenterCrop), or batch one by one')
-        write(places, number, img)
+        write(number, img)
         for key, values in fields.items():
             values.append(item[key])
-    made = {'img': batch, **{key: _stacked(values) for key, values in fields.items()}}
-    return made if finish is None else finish(made)
+    return {'img': batch, **{key: np.array(values) if isinstance(values[0], np.ndarray | np.generic)
+                             else default_collate(values) for key, values in fields.items()}}
 
 
-def _room(img: Any, count: int, finish: _Finish | None, slot: Tensor | None) -> tuple[Tensor, Any, Callable[..., Any]]:
-    """A batch (N, C, H, W) of images like this one; the places in it, and what writes an image at one."""
-    bare = isinstance(img, np.ndarray) and img.dtype == np.uint8  # (H, W, C); else (C, H, W), and done
-    dtype = torch.as_tensor(img).dtype if finish is None or not bare else torch.float32
-    last = bare if finish is None else finish.memory_format == torch.channels_last and img.ndim == 3
-    shape = (*img.shape[2:], *img.shape[:2]) if bare and not last else img.shape
-    memory = batch_memory((count, *(shape if bare or not last else (*shape[1:], shape[0]))), dtype, slot)
-    batch = memory.permute(0, 3, 1, 2) if last else memory
-    if not bare:
-        return batch, batch, lambda places, at, img: places[at].copy_(torch.as_tensor(img))
-    if finish is None:
-        return batch, memory.numpy(), operator.setitem
-    return batch, batch.numpy(), lambda places, at, img: finish.stage.write(img, places[at])
-
-
-def _stacked(values: list[Any]) -> Any:
-    if isinstance(values[0], np.ndarray | np.generic):  # torch would make a tensor of each
-        return torch.from_numpy(np.array(values))
-    return default_collate(values)
+def _room(img: Any, count: int, stage: DeviceStage | None, slot: Tensor | None) -> tuple[Tensor, Callable[..., Any]]:
+    """A batch (N, C, H, W) of images like this one, and what writes an image into it."""
+    if not isinstance(img, np.ndarray) or img.dtype != np.uint8:  # (C, H, W), and normalised
+        batch = batch_memory((count, *img.shape), torch.as_tensor(img).dtype, slot)
+        return batch, lambda at, img: batch[at].copy_(torch.as_tensor(img))
+    if stage is None:
+        batch = batch_memory((count, *img.shape), torch.uint8, slot)
+        return batch.permute(0, 3, 1, 2), batch.numpy().__setitem__
+    planes = batch_memory((count, *img.shape[2:], *img.shape[:2]), torch.float32, slot)
+    return planes, lambda at, img: stage.write(img, planes[at].numpy())
 
 
 def _local_ranks() -> int:

@@ -75,10 +75,7 @@ class DeviceStage:
         order = slice(None, None, -1) if self.normalize.to_rgb and len(planes) == 3 else slice(None)
         tables = np.broadcast_to(self._tables, (len(planes), 256))
         for channel, table, plane in zip(cv2.split(img)[order], tables, planes, strict=True):
-            if plane.flags.c_contiguous:
-                cv2.LUT(channel, table, plane)
-            else:
-                plane[...] = cv2.LUT(channel, table)
+            cv2.LUT(channel, table, plane)
 
     def __repr__(self) -> str:
         return f'DeviceStage({self.normalize or "cast to float32"})'

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,6 @@ Batch = dict[str, Any]
 SPARE = 3
 AHEAD = 2  # batches asked of each worker before the first of them is needed, as torch has it
 _PAGE = 4096
-_BY_QUEUE = 2**16  # bytes of a field up to which a pickle is sooner there than shared memory of its own
-
-
-class _Written(NamedTuple):
-    """What a worker says of the tensor in its slot."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
 
 
 class Ring:
@@ -58,16 +49,14 @@ class Ring:
         return slot
 
     def receive(self, slot: int, batch: Batch) -> Batch:
-        """A batch as `hand_over` made it, in tensors; the slot is free again when the last one over it is gone."""
+        """A batch of `to_send` in tensors; the slot is free again when the last one over it is gone."""
         self._asked.discard(slot)
-        return {key: self._tensor(slot, value) for key, value in batch.items()}
-
-    def _tensor(self, slot: int, sent: Any) -> Any:
-        if not isinstance(sent, _Written):
-            return torch.from_numpy(sent) if isinstance(sent, np.ndarray) else sent
-        array = self._bytes[slot]  # a new object, which lives as long as any tensor over it
-        self._lent[slot] = weakref.ref(array)
-        return torch.from_numpy(array).view(sent.dtype).as_strided(sent.shape, sent.stride)
+        if isinstance(batch['img'], tuple):
+            dtype, shape, stride = batch['img']
+            array = self._bytes[slot]  # a new object, which lives as long as any tensor over it
+            self._lent[slot] = weakref.ref(array)
+            batch['img'] = torch.from_numpy(array).view(dtype).as_strided(shape, stride)
+        return {key: torch.from_numpy(sent) if isinstance(sent, np.ndarray) else sent for key, sent in batch.items()}
 
     def lock_pages(self) -> str:
         """Keep the memory where a GPU can fetch from it by itself; returns why that is not to be had, or ''."""
@@ -93,58 +82,44 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
-def hand_over(batch: Batch, slot: Tensor | None) -> Batch:
-    """A batch as a worker sends it: the tensor in `slot` by its place, small ones as arrays."""
-    def sent(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if slot is not None and value.data_ptr() == slot.data_ptr():
-            return _Written(value.dtype, tuple(value.shape), value.stride())
-        with suppress(TypeError):  # numpy does not know all types
-            return value.numpy() if value.nbytes <= _BY_QUEUE else value
-        return value
-    return {key: sent(value) for key, value in batch.items()}
+def to_send(batch: Batch, slot: Tensor | None) -> Batch:
+    """A batch as a worker sends it: images that are in the slot as (dtype, shape, stride)."""
+    if slot is not None and (img := batch['img']).data_ptr() == slot.data_ptr():
+        batch['img'] = img.dtype, tuple(img.shape), img.stride()
+    return batch
 
 
-def copied_ahead(batches: Iterable[Any], device: torch.device, finish: Callable[[Batch], Batch]) -> Iterator[Batch]:
-    """Batches on a GPU, finished there: while one is in use, the next is copied and finished on a stream of its own.
+def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """Batches on a GPU: while one is in use, the next is copied on a stream of its own; anything else as it is.
 
-    A batch stays in the memory of the host until its copy is done. The copy of the next batch waits until the device
-    has come to the step before this one's, and the third waits here for the first: so a loop that is ahead of its
-    device fills neither side's memory. An exception among the batches is raised at its place.
+    A batch stays in the host's memory until its copy is done. The copy begins when the device has come to the step that
+    comes before the one in use, and the second batch after it waits here for its end: so a loop that is ahead of its
+    device fills the memory of neither.
     """
-    side, copies, ready = torch.cuda.Stream(device), deque[tuple[Any, Any]](), None
+    side, copies, ready = torch.cuda.Stream(device), deque[tuple[Any, Batch]](), None
     try:
         for host in chain(batches, [None]):
+            stream = torch.cuda.current_stream(device)
+            stream.wait_stream(side)  # for the batch that is given out now
             if len(copies) > 1:
                 copies.popleft()[0].synchronize()
-            coming = _sent(host, device, side, copies, finish) if isinstance(host, dict) else None
+            coming = host
+            if isinstance(host, dict):
+                side.wait_stream(stream)
+                with torch.cuda.stream(side):
+                    host = {key: value.pin_memory() if isinstance(value, Tensor) else value
+                            for key, value in host.items()}
+                    coming = to_device(host, device)
+                copies.append((side.record_event(torch.cuda.Event(blocking=True)), host))
             if ready is not None:
-                yield _in_use(*ready, torch.cuda.current_stream(device))
-            if isinstance(host, Exception):
-                raise host
+                yield _used_on(stream, ready)
             ready = coming
     finally:
         side.synchronize()  # before the slots of what was left behind are free
 
 
-def _sent(host: Batch, device: torch.device, side: Any, copies: deque[tuple[Any, Any]],
-          finish: Callable[[Batch], Batch]) -> tuple[Batch, Any]:
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        pinned = {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in host.items()}
-        batch = to_device(pinned, device)
-        copied, finished = torch.cuda.Event(blocking=True), torch.cuda.Event()
-        copied.record(side)
-        copies.append((copied, pinned))
-        batch = finish(batch)
-        finished.record(side)
-    return batch, finished
-
-
-def _in_use(batch: Batch, finished: Any, stream: Any) -> Batch:
-    stream.wait_event(finished)
-    for value in batch.values():
+def _used_on(stream: Any, batch: Any) -> Any:
+    for value in batch.values() if isinstance(batch, dict) else ():
         if isinstance(value, Tensor):
             value.record_stream(stream)
     return batch
