@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -470,7 +471,7 @@ def test_an_error_is_raised_after_the_batches_before_it(cuda):
 def test_where_pages_cannot_be_locked_torch_pins_and_the_log_says_why(folder, monkeypatch, caplog):
     batches = loader(folder, 1)
     batches._locks = True  # as on a GPU
-    monkeypatch.setattr(Ring, 'lock_pages', lambda self: 'cudaHostRegister of 1 MiB: out of memory')
+    monkeypatch.setattr(Ring, 'lock_pages', lambda self, device: 'cudaHostRegister of 1 MiB: out of memory')
     caplog.set_level(logging.WARNING, 'workspace_lib')
     logging.getLogger('workspace_lib').addHandler(caplog.handler)
     try:
@@ -503,8 +504,9 @@ class Cudart:
 def test_pages_are_unlocked_when_the_last_batch_of_a_ring_is_gone(monkeypatch):
     cudart = Cudart(0)
     monkeypatch.setattr(torch.cuda, 'cudart', lambda: cudart)
+    monkeypatch.setattr(torch.cuda, 'device', nullcontext)
     whole = Ring(2, 100)
-    assert whole.lock_pages() == '' and list(cudart.locked.values()) == [2 * 4096]
+    assert whole.lock_pages(torch.device('cpu')) == '' and list(cudart.locked.values()) == [2 * 4096]
     held = filled(whole, 1)
     del whole
     gc.collect()
@@ -513,7 +515,7 @@ def test_pages_are_unlocked_when_the_last_batch_of_a_ring_is_gone(monkeypatch):
     gc.collect()
     assert not cudart.locked
     monkeypatch.setattr(torch.cuda, 'cudart', lambda: Cudart(2))
-    assert Ring(1, 10).lock_pages() == 'cudaHostRegister of 0 MiB: out of memory'
+    assert Ring(1, 10).lock_pages(torch.device('cpu')) == 'cudaHostRegister of 0 MiB: out of memory'
 
 
 @pytest.mark.gpu

@@ -109,8 +109,14 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         self._prepare()
+        epoch, first, batches = self._requests.epoch, self._requests.first, self._received()
+        if self.device.type == 'cuda':
+            batches = copied_ahead(batches, self.device)
         try:
-            yield from self._pass(self._requests.epoch, self._requests.first)
+            for number, batch in enumerate(batches, first):
+                if isinstance(batch, Exception):
+                    raise batch
+                yield self._finished(to_device(batch, self.device), epoch, number)
         except (RuntimeError, OSError, EOFError) as error:
             self.explain(error)
             raise
@@ -154,7 +160,7 @@ class Loader:
         if self._requests.ring is None:
             self._check_shared_memory(count)
         ring = Ring(count, self._batch_bytes) if self._batch_bytes else Ring()
-        if self._locks and self._batch_bytes and (why := ring.lock_pages()):
+        if self._locks and self._batch_bytes and (why := ring.lock_pages(self.device)):
             _log.warning('batches are copied once more on their way to the GPU, by a thread of torch: %s', why)
             self._batches.pin_memory, ring = True, Ring()
         self._requests.ring, self._maker.slots = ring, ring.slots
@@ -171,16 +177,6 @@ class Loader:
                 f'{needed / 2**20:.0f} MiB in all: give the container more (SHM_SIZE=8gb in .env, or docker run '
                 '--shm-size=8g), or set data.workers_per_gpu=0, or a smaller data.samples_per_gpu')
 
-    def _pass(self, epoch: int, first: int) -> Iterator[Batch]:
-        batches = self._received()
-        if self.device.type == 'cuda':
-            batches = copied_ahead(batches, self.device)
-        for number, batch in enumerate(batches, first):
-            if isinstance(batch, Exception):
-                raise batch
-            batch = self._finished(to_device(batch, self.device))
-            yield batch if self.augments is None else self._mixed(batch, epoch, number)
-
     def _received(self) -> Iterator[Any]:
         """Batches, here; and errors, for whoever hands them on."""
         ring = self._requests.ring or Ring()
@@ -188,12 +184,13 @@ class Loader:
             self._tell(broken)
             yield batch if isinstance(batch, Exception) else ring.receive(slot, batch)
 
-    def _finished(self, batch: Batch) -> Batch:
-        """A batch, where it is on its device: normalised, and in the memory format asked for."""
+    def _finished(self, batch: Batch, epoch: int, number: int) -> Batch:
+        """A batch, where it is on its device: normalised, in the memory format asked for, and mixed."""
         img = batch['img']
         if self.device.type != 'cpu':  # reordered while it is a quarter of the bytes
             img = img.contiguous(memory_format=self.memory_format)
-        return {**batch, 'img': self.device_stage(img).contiguous(memory_format=self.memory_format)}
+        batch = {**batch, 'img': self.device_stage(img).contiguous(memory_format=self.memory_format)}
+        return batch if self.augments is None else self._mixed(batch, epoch, number)
 
     def _tell(self, broken: Broken) -> None:
         for leaf, index in sorted(broken.keys() - self._told):  # each worker finds a file anew

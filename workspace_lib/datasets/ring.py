@@ -58,12 +58,14 @@ class Ring:
             batch['img'] = torch.from_numpy(array).view(dtype).as_strided(shape, stride)
         return {key: torch.from_numpy(sent) if isinstance(sent, np.ndarray) else sent for key, sent in batch.items()}
 
-    def lock_pages(self) -> str:
+    def lock_pages(self, device: torch.device) -> str:
         """Keep the memory where a GPU can fetch from it by itself; returns why that is not to be had, or ''."""
         cudart, start = torch.cuda.cudart(), self.slots.data_ptr()
-        if int(code := cudart.cudaHostRegister(start, self.slots.nbytes, 0)):
+        with torch.cuda.device(device):  # or CUDA would take memory of the first GPU
+            code = cudart.cudaHostRegister(start, self.slots.nbytes, 0)
+        if int(code):
             with suppress(RuntimeError):  # CUDA keeps the error for the next kernel, to which it would be put down
-                torch.zeros(1, device='cuda')
+                torch.zeros(1, device=device)
             return f'cudaHostRegister of {self.slots.nbytes / 2**20:.0f} MiB: {cudart.cudaGetErrorString(code)}'
         weakref.finalize(self._bytes, cudart.cudaHostUnregister, start).atexit = False
         return ''
@@ -111,18 +113,14 @@ def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
                             for key, value in host.items()}
                     coming = to_device(host, device)
                 copies.append((side.record_event(torch.cuda.Event(blocking=True)), host))
+                for value in coming.values():
+                    if isinstance(value, Tensor):
+                        value.record_stream(stream)
             if ready is not None:
-                yield _used_on(stream, ready)
+                yield ready
             ready = coming
     finally:
         side.synchronize()  # before the slots of what was left behind are free
-
-
-def _used_on(stream: Any, batch: Any) -> Any:
-    for value in batch.values() if isinstance(batch, dict) else ():
-        if isinstance(value, Tensor):
-            value.record_stream(stream)
-    return batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
