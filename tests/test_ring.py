@@ -506,7 +506,7 @@ def test_pages_are_unlocked_when_the_last_batch_of_a_ring_is_gone(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'cudart', lambda: cudart)
     monkeypatch.setattr(torch.cuda, 'device', nullcontext)
     whole = Ring(2, 100)
-    assert whole.lock_pages(torch.device('cpu')) == '' and list(cudart.locked.values()) == [2 * 4096]
+    assert whole.lock_pages(torch.device('cpu')) == '' and list(cudart.locked.values()) == [2 * 128]
     held = filled(whole, 1)
     del whole
     gc.collect()

@@ -146,7 +146,7 @@ class Loader:
 
     def _chosen(self) -> tuple[int, int]:
         """Workers, and batches ahead of each."""
-        here, ranks, free = cores(), _local_ranks(), shutil.disk_usage(SHARED_MEMORY).free
+        here, ranks, free = cores(), _local_ranks(), _free_memory()
         workers, ahead = choose_workers(here // ranks, free // 2 // ranks // max(self._batch_bytes, 1))
         _log.info('loader: %d workers, %d batches ahead each: %d cores, %d rank%s, %.1f GiB of shared memory', workers,
                   ahead, here, ranks, 's' * (ranks > 1), free / 2**30)
@@ -167,10 +167,8 @@ class Loader:
 
     def _check_shared_memory(self, count: int) -> None:
         """RuntimeError when so many batches, and as many of each other process here, need more than /dev/shm has."""
-        if not os.path.isdir(SHARED_MEMORY):
-            return
         needed = self._batch_bytes * count * _local_ranks()
-        if needed > (free := shutil.disk_usage(SHARED_MEMORY).free):
+        if needed > (free := _free_memory()):
             raise RuntimeError(
                 f'{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but {count} batches of '
                 f'{self._batch_bytes / 2**20:.1f} MiB may be on their way from {self.num_workers} workers, '
@@ -354,6 +352,11 @@ def _room(img: Any, count: int, stage: DeviceStage | None, slot: Tensor | None) 
         return batch.permute(0, 3, 1, 2), batch.numpy().__setitem__
     planes = batch_memory((count, *img.shape[2:], *img.shape[:2]), torch.float32, slot)
     return planes, lambda at, img: stage.write(img, planes[at].numpy())
+
+
+def _free_memory() -> int:
+    """Bytes that may be shared; without bound where the system shares memory in another way."""
+    return shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else 2**62
 
 
 def _local_ranks() -> int:

@@ -23,7 +23,6 @@ Batch = dict[str, Any]
 # Beyond those asked of the workers: one that has just come, one in use, one whose copy to a GPU may not be done.
 SPARE = 3
 AHEAD = 2  # batches asked of each worker before the first of them is needed, as torch has it
-_PAGE = 4096
 
 
 class Ring:
@@ -33,7 +32,7 @@ class Ring:
     """
 
     def __init__(self, count: int = 0, size: int = 0) -> None:
-        self.slots = _shared((count, -(-size // _PAGE) * _PAGE), torch.uint8)
+        self.slots = _shared((count, -(-size // 64) * 64), torch.uint8)  # each aligned for all number formats
         self._bytes = self.slots.numpy()
         self._asked: set[int] = set()
         self._lent: list[Callable[[], Any]] = [lambda: None] * count
