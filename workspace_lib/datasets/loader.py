@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -267,7 +267,7 @@ class _BatchMaker:
         slot = None if self.slots is None or number < 0 else self.slots[number]
         known = len(self._broken())
         try:
-            batch: Any = to_send(collate(self._samples(seeds, indices), len(indices), self.stage, slot), slot)
+            batch: Any = to_send(collate(self._samples(seeds, indices), self.stage, slot, len(indices)), slot)
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
         broken = self._broken()
@@ -313,14 +313,14 @@ def _sample(dataset: Any, index: int, seed: int) -> dict[str, Any]:
         return dataset[index]
 
 
-def collate(items: Iterable[dict[str, Any]], count: int, stage: DeviceStage | None = None,
-            slot: Tensor | None = None) -> Batch:
-    """`count` samples to a batch: `img` to uint8 or float (N, C, H, W), arrays to one array, others as torch does.
+def collate(items: Any, stage: DeviceStage | None = None, slot: Tensor | None = None, count: int = 0) -> Batch:
+    """Samples to a batch: `img` to uint8 or float (N, C, H, W), arrays to one array, others as torch does.
 
     Each image is written where it stays as soon as it is there. `img_metas` is left out; a file's name is to be had of
     `dataset.filename`.
 
     Args:
+        items: dictionaries; `count` of them, if that is not to be seen of them.
         stage: normalises uint8 at once. slot: memory to write into, if it is large enough.
 
     Raises:
@@ -329,7 +329,7 @@ def collate(items: Iterable[dict[str, Any]], count: int, stage: DeviceStage | No
     for number, item in enumerate(items):
         img = item['img']
         if number == 0:
-            shape, dtype, (batch, write) = img.shape, img.dtype, _room(img, count, stage, slot)
+            shape, dtype, (batch, write) = img.shape, img.dtype, _room(img, count or len(items), stage, slot)
             fields: dict[str, list[Any]] = {key: [] for key in item if key not in ('img', 'img_metas')}
         elif img.shape != shape or img.dtype != dtype:
             raise ValueError(f'the images of a batch differ in (height, width, channels) or type: {tuple(shape)} '
