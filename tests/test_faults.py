@@ -23,6 +23,7 @@ from workspace_lib import apis
 from workspace_lib.datasets import CustomDataset, DecodeError, build_dataloader
 from workspace_lib.datasets import loader as loader_module
 from workspace_lib.datasets.loader import Loader
+from workspace_lib.datasets.ring import SPARE
 from workspace_lib.faults import CheckInvalidLossHook, StopSignalHook
 from workspace_lib.hooks import CheckpointHook, Hook, OptimizerHook
 from workspace_lib.iter_runner import IterBasedRunner
@@ -395,9 +396,9 @@ def space(free):
 
 def test_shared_memory_that_is_too_small_is_recognised_before_the_first_batch(images, monkeypatch):  # noqa: F811
     batches = loader(images, 2)  # of float32, as they are for the CPU
-    needed = 2 * 2 * 4 * (3 * 16 * 16 * 4 + 8)
+    needed = (2 * 2 + SPARE) * 4 * (3 * 16 * 16 * 4)
     monkeypatch.setattr(loader_module.shutil, 'disk_usage', lambda path: space(needed - 1))
-    with pytest.raises(RuntimeError, match=r'/dev/shm has 0 MiB free, but 4 batches .*SHM_SIZE=8gb in .env.*--shm-size'
+    with pytest.raises(RuntimeError, match=r'/dev/shm has 0 MiB free, but 7 batches .*SHM_SIZE=8gb in .env.*--shm-size'
                                            r'.*workers_per_gpu=0'):
         list(batches)
     assert getattr(batches._batches, '_iterator', None) is None  # no worker was started
@@ -413,7 +414,7 @@ def test_it_is_not_asked_for_where_nothing_goes_through_it(images, monkeypatch):
 
 
 def test_each_process_of_a_machine_takes_its_part(images, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(loader_module.shutil, 'disk_usage', lambda path: space(3 * 2 * 2 * 4 * (3 * 16 * 16 * 4 + 8)))
+    monkeypatch.setattr(loader_module.shutil, 'disk_usage', lambda path: space(3 * 7 * 4 * (3 * 16 * 16 * 4)))
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
     with pytest.raises(RuntimeError, match='/dev/shm'):
         list(loader(images, 2))

@@ -291,7 +291,7 @@ def of(busy):
 
 
 def test_a_starved_gpu_is_said_once_an_epoch_with_what_to_change(fixed, warnings, monkeypatch):
-    monkeypatch.setattr(loader_watch.os, 'sched_getaffinity', lambda pid: set(range(16)))
+    monkeypatch.setattr(loader_watch, 'cores', lambda: 16)
     run(Times(0.4), GPUMonitorHook(nvml=of(38)), Entries(interval=2), batches=60, epochs=2)
     assert warnings() == ['the loader, not the GPU, is the limit: 40% of the time goes into waiting for batches, and '
                           'the GPU is 38 % busy. Raise data.workers_per_gpu from 2 (this process may use 16 cores); if '
@@ -357,7 +357,7 @@ def test_where_the_lines_are(busy, waiting, speaks):
 
 
 def test_more_workers_than_cores_are_not_advised(monkeypatch):
-    monkeypatch.setattr(loader_watch.os, 'sched_getaffinity', lambda pid: {0, 1})
+    monkeypatch.setattr(loader_watch, 'cores', lambda: 2)
     found, = advice([sample(30)], 0.5, Batches())
     assert 'Raise' not in found and found.endswith('data.workers_per_gpu is 2 for 2 cores: train on a copy of the data '
                                                    'set whose images are resized once, or packed')

@@ -130,13 +130,13 @@ def test_the_global_generators_are_left_alone(folder, workers, steps):
 
 def test_every_sample_comes_once_when_shuffled(folder):
     requests = _Requests(22, 4, True, 0, True, False, None, 0, 1)
-    assert sorted(index for _, indices in requests for index in indices) == list(range(22))
+    assert sorted(index for _, _, indices in requests for index in indices) == list(range(22))
 
 
 @pytest.mark.parametrize('round_up, counts', [(True, [8, 8, 8]), (False, [8, 7, 7])])
 def test_ranks_share_the_samples(round_up, counts):
     ranks = [_Requests(22, 3, True, 5, round_up, False, None, rank, 3) for rank in range(3)]
-    shares = [[index for _, indices in rank for index in indices] for rank in ranks]
+    shares = [[index for _, _, indices in rank for index in indices] for rank in ranks]
     assert [len(share) for share in shares] == counts
     assert {index for share in shares for index in share} == set(range(22))
     assert [len(rank) for rank in ranks] == [3, 3, 3]
@@ -207,7 +207,7 @@ def test_images_of_different_sizes_are_an_error_that_says_what_to_do(folder, tmp
     root = copy_of(folder, tmp_path)
     cv2.imwrite(str(root / '0' / 'a.png'), np.zeros((9, 9, 3), np.uint8))
     steps = [dict(type='LoadImageFromFile'), *TO_TENSOR]
-    with pytest.raises(ValueError, match=r'differ in .*\(9, 9, 3\), \(24, 31, 3\).*; end the pipeline with'):
+    with pytest.raises(ValueError, match=r'differ .*\(24, 31, 3\) uint8 and \(9, 9, 3\) uint8; end the pipeline with'):
         epoch(loader(root, 0, steps))
 
 
@@ -256,8 +256,13 @@ def test_on_a_gpu_the_batches_are_the_same(folder, workers):
 
 def test_workers_send_bytes_to_another_device_and_finished_batches_to_the_cpu(folder):
     for device, dtype in (('meta', torch.uint8), ('cpu', torch.float32)):
-        batch, broken = next(iter(loader(folder, 1, device=device)._batches))
-        assert (batch['img'].dtype, batch['img'].is_shared(), broken) == (dtype, True, {})
+        batch, broken, _ = next(iter(loader(folder, 1, device=device)._batches))
+        assert (batch['img'].dtype, batch['img'].is_shared(), broken) == (dtype, True, {})  # no ring yet
+        batches = loader(folder, 1, device=device)
+        batches._prepare()
+        sent, broken, slot = next(iter(batches._batches))
+        assert (sent['img'][:2], broken, slot) == ((dtype, (4, 3, 16, 16)), {}, 0)
+        assert np.array_equal(sent['gt_label'], batch['gt_label'])
 
 
 def test_a_data_set_that_draws_from_the_global_generators_depends_on_seed_epoch_and_index():

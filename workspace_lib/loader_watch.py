@@ -4,9 +4,9 @@ In: ``IterTimerHook``'s times. Out: one warning a run.
 """
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
+from .datasets.ring import cores
 from .hooks import Hook
 from .registry import HOOKS
 
@@ -49,9 +49,9 @@ class LoaderWatchHook(Hook):
 
 def feed(workers: int | None) -> str:
     """What to change where the loader is the limit."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    free = cores()
     smaller = 'train on a copy of the data set whose images are resized once, or packed'
-    if workers is not None and workers >= cores:
-        return f'data.workers_per_gpu is {workers} for {cores} cores: {smaller}'
+    if workers is not None and workers >= free:
+        return f'data.workers_per_gpu is {workers} for {free} cores: {smaller}'
     given = '' if workers is None else f' from {workers}'
-    return f'Raise data.workers_per_gpu{given} (this process may use {cores} cores); if that is not enough, {smaller}'
+    return f'Raise data.workers_per_gpu{given} (this process may use {free} cores); if that is not enough, {smaller}'

@@ -39,7 +39,7 @@ def build_dataset(cfg: dict[str, Any], default_args: dict[str, Any] | None = Non
     return build_from_cfg(cfg, DATASETS)
 
 
-def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, num_gpus: int = 1,
+def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int | str | None = None, num_gpus: int = 1,
                      dist: bool = False, shuffle: bool = True, round_up: bool = True, seed: int | None = None,
                      pin_memory: bool = True, persistent_workers: bool = True, drop_last: bool = False,
                      sampler_cfg: dict[str, Any] | None = None, device: torch.device | str = 'cpu',
@@ -47,7 +47,8 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
     """A `Loader`, from the settings of a config's `data`.
 
     Args:
-        samples_per_gpu, workers_per_gpu: times `num_gpus`, unless `dist`.
+        samples_per_gpu, workers_per_gpu: times `num_gpus`, unless `dist`. Workers that are None or 'auto' are chosen by
+            cores and shared memory, with how many batches ahead they are, and the log says so.
         dist: this process is one of several of torch.distributed, and takes its share of the samples.
         sampler_cfg: a registered sampler; it gets dataset, num_replicas, rank, shuffle and seed.
         augments: `model.train_cfg.augments`, for the loader of training: batches are mixed.
@@ -66,6 +67,7 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int, n
     if sampler_cfg:
         defaults = {'dataset': dataset, 'num_replicas': world_size, 'rank': rank, 'seed': seed}
         sampler = build_from_cfg({**sampler_cfg, 'shuffle': shuffle}, SAMPLERS, defaults)
-    return Loader(dataset, samples_per_gpu * share, workers_per_gpu * share, shuffle, seed, round_up,
+    workers = None if workers_per_gpu in (None, 'auto') else int(workers_per_gpu) * share  # type: ignore[arg-type]
+    return Loader(dataset, samples_per_gpu * share, workers, shuffle, seed, round_up,
                   drop_last, sampler, rank, world_size, device, channels_last, pin_memory, persistent_workers,
                   BatchAugments(augments) if augments else None, **kwargs)

@@ -15,8 +15,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -27,7 +28,8 @@ from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from .decode import DecodeError
 from .mixing import BatchAugments
-from .pipeline import DeviceStage, Pipeline, _seeded_globals, batch_memory
+from .pipeline import DeviceStage, Pipeline, _seeded_globals
+from .ring import AHEAD, SPARE, Batch, Ring, batch_memory, choose_workers, copied_ahead, cores, to_device, to_send
 from .wrappers import leaves, locate
 
 _log = logging.getLogger(__name__)
@@ -35,7 +37,6 @@ SHARED_MEMORY = '/dev/shm'  # through which workers hand over their batches
 _WHY_WORKERS_DIE = ('Killed: look for the out-of-memory killer in dmesg, and lower data.workers_per_gpu. Bus error: '
                     '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the '
                     'file (workspace verify_dataset)')
-Batch = dict[str, Any]
 Broken = dict[tuple[int, int], str]  # (which of the leaves, index): reason
 
 
@@ -45,7 +46,7 @@ class Loader:
     Args:
         dataset: a `BaseDataset`, any data set of dicts with `img`, or torch's `Subset` and `ConcatDataset` of such.
         batch_size: samples a batch, on this process.
-        num_workers: processes that prepare them; 0 does it here.
+        num_workers: processes that prepare them; 0 does it here, None chooses by cores and shared memory, and says so.
         shuffle, seed: the order of an epoch depends on (seed, epoch); no seed means a random one.
         round_up: over several ranks, repeat samples until all have as many.
         drop_last: leave out a last batch that is not full.
@@ -56,7 +57,7 @@ class Loader:
         options: further ones of torch's `DataLoader`, such as `prefetch_factor`.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, num_workers: int = 0, shuffle: bool = False,
+    def __init__(self, dataset: Any, batch_size: int, num_workers: int | None = 0, shuffle: bool = False,
                  seed: int | None = None, round_up: bool = True, drop_last: bool = False, sampler: Any = None,
                  rank: int = 0, world_size: int = 1, device: torch.device | str = 'cpu',
                  channels_last: bool = False, pin_memory: bool = True, persistent_workers: bool = True,
@@ -66,24 +67,25 @@ class Loader:
         self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)
         self._leaves = leaves(dataset)
         self.device_stage, self.augments = _common_stage(self._leaves), augments
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._finish = _Finish(self.device_stage, memory_format)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.seed = secrets.randbits(31) if seed is None else seed
         self._requests = _Requests(len(dataset), batch_size, shuffle, self.seed, round_up, drop_last, sampler,
                                    rank, world_size)
         self._told: set[tuple[int, int]] = set()
+        self._maker = _BatchMaker(dataset, self.device_stage if self.device.type == 'cpu' else None)
+        if num_workers is None:
+            num_workers, ahead = self._chosen()
+            options = {'prefetch_factor': ahead, **options}
         if num_workers == 0:
             options.pop('prefetch_factor', None)
-        self._checked = num_workers == 0  # that shared memory holds the batches on their way
+        self._locks = pin_memory and self.device.type == 'cuda'
         # Where each worker is: its process, and the sample that it reads.
-        self._places: Any = multiprocessing.RawArray('q', [-1] * 2 * num_workers) if num_workers else [-1, -1]
-        self._maker = _BatchMaker(dataset, self._finish if self.device.type == 'cpu' else _as_is, self._places)
+        self._maker.places = self._places = multiprocessing.RawArray('q', [-1] * 2 * max(num_workers, 1))
         maker: Any = self._maker
         requests: Any = self._requests
         self._batches: DataLoader = DataLoader(
             maker, batch_sampler=requests, num_workers=num_workers, collate_fn=_as_is,
             worker_init_fn=_calm, generator=torch.Generator(),  # so as not to draw from the global one
-            pin_memory=pin_memory and self.device.type == 'cuda',
             persistent_workers=persistent_workers and num_workers > 0, **options)
 
     def __len__(self) -> int:
@@ -106,9 +108,15 @@ class Loader:
         return [self._maker.name_of(index) for index in self._requests.indices_of(epoch, batch)]
 
     def __iter__(self) -> Iterator[Batch]:
-        self._check_shared_memory()
+        self._prepare()
+        epoch, first, batches = self._requests.epoch, self._requests.first, self._received()
+        if self.device.type == 'cuda':
+            batches = copied_ahead(batches, self.device)
         try:
-            yield from self._pass(self._requests.epoch, self._requests.first)
+            for number, batch in enumerate(batches, first):
+                if isinstance(batch, Exception):
+                    raise batch
+                yield self._finished(to_device(batch, self.device), epoch, number)
         except (RuntimeError, OSError, EOFError) as error:
             self.explain(error)
             raise
@@ -129,34 +137,58 @@ class Loader:
                 how = f' ended by {signal.Signals(-code).name},' if code < 0 else ''
                 error.add_note(f'a worker of the loader, process {pid}{how} {at}. {_WHY_WORKERS_DIE}')
 
-    def _check_shared_memory(self) -> None:
-        """RuntimeError when the batches on their way from the workers need more than /dev/shm has."""
-        if self._checked or not os.path.isdir(SHARED_MEMORY):
-            return
-        self._checked = True
-        batch, broken = self._maker.__getitems__(([0], [0]))
+    @cached_property
+    def _batch_bytes(self) -> int:
+        """Of a batch's images on their way from a worker, as the first sample has them; 0 where that is broken."""
+        batch, broken, _ = self._maker.__getitems__((-1, [0], [0]))
         self._tell(broken)
-        if isinstance(batch, Exception):  # the workers will say so, at its place
-            return
-        size = self.batch_size * sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
-        ahead = self.num_workers * (self._batches.prefetch_factor or 2)
-        needed = size * ahead * int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-        if needed > (free := shutil.disk_usage(SHARED_MEMORY).free):
-            raise RuntimeError(
-                f'{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but {ahead} batches of {size / 2**20:.1f} MiB may '
-                f'be on their way from {self.num_workers} workers, {needed / 2**20:.0f} MiB in all: give the container '
-                'more (SHM_SIZE=8gb in .env, or docker run --shm-size=8g), or set data.workers_per_gpu=0, or a smaller '
-                'data.samples_per_gpu')
+        return 0 if isinstance(batch, Exception) else self.batch_size * batch['img'].nbytes
 
-    def _pass(self, epoch: int, first: int) -> Iterator[Batch]:
-        for number, (batch, broken) in enumerate(self._batches, first):
+    def _chosen(self) -> tuple[int, int]:
+        """Workers, and batches ahead of each."""
+        here, ranks, free = cores(), _local_ranks(), _free_memory()
+        workers, ahead = choose_workers(here // ranks, free // 2 // ranks // max(self._batch_bytes, 1))
+        _log.info('loader: %d workers, %d batches ahead each: %d cores, %d rank%s, %.1f GiB of shared memory', workers,
+                  ahead, here, ranks, 's' * (ranks > 1), free / 2**30)
+        return workers, ahead
+
+    def _prepare(self) -> None:
+        """Shared memory for the workers that are about to start; those that persist have theirs."""
+        if self.num_workers == 0 or self._requests.ring and self._batches.persistent_workers:
+            return
+        count = self.num_workers * (self._batches.prefetch_factor or AHEAD) + SPARE
+        if self._requests.ring is None:
+            self._check_shared_memory(count)
+        ring = Ring(count, self._batch_bytes) if self._batch_bytes else Ring()
+        if self._locks and self._batch_bytes and (why := ring.lock_pages(self.device)):
+            _log.warning('batches are copied once more on their way to the GPU, by a thread of torch: %s', why)
+            self._batches.pin_memory, ring = True, Ring()
+        self._requests.ring, self._maker.slots = ring, ring.slots
+
+    def _check_shared_memory(self, count: int) -> None:
+        """RuntimeError when so many batches, and as many of each other process here, need more than /dev/shm has."""
+        needed = self._batch_bytes * count * _local_ranks()
+        if needed > (free := _free_memory()):
+            raise RuntimeError(
+                f'{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but {count} batches of '
+                f'{self._batch_bytes / 2**20:.1f} MiB may be on their way from {self.num_workers} workers, '
+                f'{needed / 2**20:.0f} MiB in all: give the container more (SHM_SIZE=8gb in .env, or docker run '
+                '--shm-size=8g), or set data.workers_per_gpu=0, or a smaller data.samples_per_gpu')
+
+    def _received(self) -> Iterator[Any]:
+        """Batches, here; and errors, for whoever hands them on."""
+        ring = self._requests.ring or Ring()
+        for batch, broken, slot in self._batches:
             self._tell(broken)
-            if isinstance(batch, Exception):
-                raise batch
-            if self.device.type != 'cpu':
-                batch = self._finish({key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor)
-                                      else value for key, value in batch.items()})
-            yield batch if self.augments is None else self._mixed(batch, epoch, number)
+            yield batch if isinstance(batch, Exception) else ring.receive(slot, batch)
+
+    def _finished(self, batch: Batch, epoch: int, number: int) -> Batch:
+        """A batch, where it is on its device: normalised, in the memory format asked for, and mixed."""
+        img = batch['img']
+        if self.device.type != 'cpu':  # reordered while it is a quarter of the bytes
+            img = img.contiguous(memory_format=self.memory_format)
+        batch = {**batch, 'img': self.device_stage(img).contiguous(memory_format=self.memory_format)}
+        return batch if self.augments is None else self._mixed(batch, epoch, number)
 
     def _tell(self, broken: Broken) -> None:
         for leaf, index in sorted(broken.keys() - self._told):  # each worker finds a file anew
@@ -169,24 +201,11 @@ class Loader:
         place = number * self._requests.world_size + self._requests.rank  # among the batches of all ranks
         rng = random.Random(_mix(self.seed, epoch) << 40 | 1 << 39 | place)  # the seed of no sample
         img, label = self.augments(batch['img'], batch['gt_label'], rng)  # type: ignore[misc]
-        return {**batch, 'img': img.contiguous(memory_format=self._finish.memory_format), 'gt_label': label}
-
-
-class _Finish:
-    """The last step of a batch, where it is on its device: normalised, and in the memory format asked for."""
-
-    def __init__(self, stage: DeviceStage, memory_format: torch.memory_format) -> None:
-        self.stage, self.memory_format = stage, memory_format
-
-    def __call__(self, batch: Batch) -> Batch:
-        img = batch['img']
-        if img.device.type != 'cpu':  # reordered while it is a quarter of the bytes; a CPU's look-up does it itself
-            img = img.contiguous(memory_format=self.memory_format)
-        return {**batch, 'img': self.stage(img).contiguous(memory_format=self.memory_format)}
+        return {**batch, 'img': img.contiguous(memory_format=self.memory_format), 'gt_label': label}
 
 
 class _Requests:
-    """The batches of an epoch, as the workers are asked for them: (seeds, indices).
+    """The batches of an epoch, as the workers are asked for them: (slot of the ring, seeds, indices).
 
     A sample's seed comes from seed, epoch and index, or, as a sampler may give one several times, from its place in the
     epoch.
@@ -197,6 +216,7 @@ class _Requests:
         self.length, self.batch_size, self.shuffle, self.seed = length, batch_size, shuffle, seed
         self.drop_last, self.sampler = drop_last, sampler
         self.rank, self.world_size, self.epoch, self.first = rank, world_size, 0, 0
+        self.ring: Ring | None = None
         self._order: tuple[int, list[int]] = -1, []  # of the last epoch asked for
         self.total = -(-length // world_size) * world_size if round_up else length
 
@@ -220,34 +240,41 @@ class _Requests:
             self._order = epoch, self._indices(epoch)
         return self._order[1][batch * self.batch_size:(batch + 1) * self.batch_size]
 
-    def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int], list[int]]]:
+        ring = self.ring or Ring()
+        ring.recall()  # torch has waited for what workers were still at before it comes here
         epoch, self.epoch = self.epoch, self.epoch + 1
         first, self.first = self.first, 0
         indices = self._indices(epoch)
         self._order = epoch, indices
         places = indices if self.sampler is None else range(self.rank, len(indices) * self.world_size, self.world_size)
+        base = _mix(self.seed, epoch) << 40
         for start in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             mine = slice(start, start + self.batch_size)
-            yield [_mix(self.seed, epoch) << 40 | place for place in places[mine]], indices[mine]
+            yield ring.ask(), [base | place for place in places[mine]], indices[mine]
 
 
 class _BatchMaker:
-    """What runs in the workers: a request in, a batch out, with the files that turned out broken."""
+    """What runs in the workers: a request in; out a batch (see `to_send`), files that turned out broken, the slot."""
 
-    def __init__(self, dataset: Any, finish: Callable[[Batch], Batch], places: Any) -> None:
-        self.dataset, self.finish, self._leaves, self._places = dataset, finish, leaves(dataset), places
+    def __init__(self, dataset: Any, stage: DeviceStage | None) -> None:
+        self.dataset, self.stage, self._leaves = dataset, stage, leaves(dataset)
+        self.places: Any = [-1, -1]
+        self.slots: Tensor | None = None
 
-    def __getitems__(self, request: tuple[list[int], list[int]]) -> tuple[Batch | Exception, Broken]:
+    def __getitems__(self, request: tuple[int, list[int], list[int]]) -> tuple[Batch | Exception, Broken, int]:
+        number, seeds, indices = request
+        slot = None if self.slots is None or number < 0 else self.slots[number]
         known = len(self._broken())
         try:
-            batch: Any = self.finish(collate(list(self._samples(*request))))
+            batch: Any = to_send(collate(self._samples(seeds, indices), self.stage, slot, len(indices)), slot)
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
         broken = self._broken()
-        return batch, broken if len(broken) > known else {}
+        return batch, broken if len(broken) > known else {}, number
 
     def _samples(self, seeds: list[int], indices: list[int]) -> Iterator[dict[str, Any]]:
-        info, places = get_worker_info(), self._places
+        info, places = get_worker_info(), self.places
         mine = 2 * info.id if info else 0
         places[mine] = os.getpid()
         for seed, index in zip(seeds, indices, strict=True):
@@ -286,32 +313,54 @@ def _sample(dataset: Any, index: int, seed: int) -> dict[str, Any]:
         return dataset[index]
 
 
-def collate(items: Sequence[dict[str, Any]]) -> Batch:
-    """Samples to a batch: `img` to uint8 or float (N, C, H, W), `gt_label` to int64 (N,), others as torch does.
+def collate(items: Any, stage: DeviceStage | None = None, slot: Tensor | None = None, count: int = 0) -> Batch:
+    """Samples to a batch: `img` to uint8 or float (N, C, H, W), arrays to one array, others as torch does.
 
-    `img_metas` is left out; a file's name is to be had of `dataset.filename`.
+    Each image is written where it stays as soon as it is there. `img_metas` is left out; a file's name is to be had of
+    `dataset.filename`.
+
+    Args:
+        items: dictionaries; `count` of them, if that is not to be seen of them.
+        stage: normalises uint8 at once. slot: memory to write into, if it is large enough.
 
     Raises:
-        ValueError: images of different sizes.
+        ValueError: images of different sizes or types.
     """
-    batch: Batch = {}
-    for key in items[0].keys() - {'img_metas'}:
-        values = [item[key] for item in items]
-        if key == 'img' and isinstance(values[0], np.ndarray):
-            batch[key] = _stack(values)
-        else:
-            batch[key] = default_collate(values)
-    return batch
+    for number, item in enumerate(items):
+        img = item['img']
+        if number == 0:
+            shape, dtype, (batch, write) = img.shape, img.dtype, _room(img, count or len(items), stage, slot)
+            fields: dict[str, list[Any]] = {key: [] for key in item if key not in ('img', 'img_metas')}
+        elif img.shape != shape or img.dtype != dtype:
+            raise ValueError(f'the images of a batch differ in (height, width, channels) or type: {tuple(shape)} '
+                             f'{dtype} and {tuple(img.shape)} {img.dtype}; end the pipeline with a step of fixed size '
+                             '(Resize, CenterCrop), or batch one by one')
+        write(number, img)
+        for key, values in fields.items():
+            values.append(item[key])
+    return {'img': batch, **{key: np.array(values) if isinstance(values[0], np.ndarray | np.generic)
+                             else default_collate(values) for key, values in fields.items()}}
 
 
-def _stack(images: Sequence[np.ndarray]) -> Tensor:
-    """Images (H, W, C) to (N, C, H, W) with the strides of channels_last: one copy."""
-    if len(shapes := {img.shape for img in images}) > 1:
-        raise ValueError(f'the images of a batch differ in (height, width, channels): {sorted(shapes)[:4]}; end '
-                         'the pipeline with a step of fixed size (Resize, CenterCrop), or batch one by one')
-    batch = batch_memory((len(images), *images[0].shape), torch.uint8)
-    np.stack(images, out=batch.numpy())
-    return batch.permute(0, 3, 1, 2)
+def _room(img: Any, count: int, stage: DeviceStage | None, slot: Tensor | None) -> tuple[Tensor, Callable[..., Any]]:
+    """A batch (N, C, H, W) of images like this one, and what writes an image into it."""
+    if not isinstance(img, np.ndarray) or img.dtype != np.uint8:  # (C, H, W), and normalised
+        batch = batch_memory((count, *img.shape), torch.as_tensor(img).dtype, slot)
+        return batch, lambda at, img: batch[at].copy_(torch.as_tensor(img))
+    if stage is None:
+        batch = batch_memory((count, *img.shape), torch.uint8, slot)
+        return batch.permute(0, 3, 1, 2), batch.numpy().__setitem__
+    planes = batch_memory((count, *img.shape[2:], *img.shape[:2]), torch.float32, slot)
+    return planes, lambda at, img: stage.write(img, planes[at].numpy())
+
+
+def _free_memory() -> int:
+    """Bytes that may be shared; without bound where the system shares memory in another way."""
+    return shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else 2**62
+
+
+def _local_ranks() -> int:
+    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
 
 def _mix(seed: int, epoch: int) -> int:

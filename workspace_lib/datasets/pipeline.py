@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from ..registry import PIPELINES, build_from_cfg
 from .formatting import Collect, LoadImageFromFile, ToTensor, image_path
@@ -38,14 +36,24 @@ class DeviceStage:
     def __init__(self, normalize: Normalize | None = None) -> None:
         self.normalize = normalize
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        if normalize is not None:
+            values = np.arange(256, dtype=np.float32)[:, None]
+            self._tables = ((values - normalize.mean) / normalize.std).T.copy()
 
     def __call__(self, img: Tensor) -> Tensor:
         if img.is_floating_point() or self.normalize is None:
             return img.float()
-        if len(self.normalize.mean) not in (1, img.shape[1]):
-            raise ValueError(f'{self.normalize} got a batch of {tuple(img.shape)}: {img.shape[1]} channels')
-        by = self._by_table if img.device.type == 'cpu' else self._by_formula
-        return by(img, self.normalize)
+        self._check(img.shape[1])
+        if img.device.type != 'cpu':
+            return self._by_formula(img, self.normalize)
+        batch = torch.empty(img.shape)
+        for source, planes in zip(img.permute(0, 2, 3, 1).numpy(), batch.numpy(), strict=True):
+            self.write(source, planes)
+        return batch
+
+    def _check(self, channels: int) -> None:
+        if self.normalize is not None and len(self.normalize.mean) not in (1, channels):
+            raise ValueError(f'{self.normalize} got images of {channels} channels')
 
     def _by_formula(self, img: Tensor, norm: Normalize) -> Tensor:
         if img.device not in self._constants:  # a copy to the device each step would be a sync point
@@ -55,16 +63,19 @@ class DeviceStage:
         img = img.flip(1) if norm.to_rgb and img.shape[1] == 3 else img  # while it is a quarter of the bytes
         return torch.sub(img, mean).div_(std)
 
-    def _by_table(self, img: Tensor, norm: Normalize) -> Tensor:
-        """uint8 has 256 values: looking them up is exact, and on a CPU six times as fast as the formula."""
-        tables = ((np.arange(256, dtype=np.float32)[:, None] - norm.mean) / norm.std).T.copy()
-        tables = np.broadcast_to(tables, (img.shape[1], 256))
-        order = slice(None, None, -1) if norm.to_rgb and img.shape[1] == 3 else slice(None)
-        batch = batch_memory(tuple(img.shape), torch.float32)
-        for source, planes in zip(img.permute(0, 2, 3, 1).numpy(), batch.numpy(), strict=True):
-            for channel, table, plane in zip(cv2.split(source)[order], tables, planes, strict=True):
-                cv2.LUT(channel, table, plane)
-        return batch
+    def write(self, img: np.ndarray, planes: np.ndarray) -> None:
+        """One image, uint8 (H, W, C), into `planes`, float32 (C, H, W).
+
+        uint8 has 256 values: looking them up is exact, and on a CPU six times as fast as the formula.
+        """
+        if self.normalize is None:
+            planes[...] = img.transpose(2, 0, 1)
+            return
+        self._check(len(planes))
+        order = slice(None, None, -1) if self.normalize.to_rgb and len(planes) == 3 else slice(None)
+        tables = np.broadcast_to(self._tables, (len(planes), 256))
+        for channel, table, plane in zip(cv2.split(img)[order], tables, planes, strict=True):
+            cv2.LUT(channel, table, plane)
 
     def __repr__(self) -> str:
         return f'DeviceStage({self.normalize or "cast to float32"})'
@@ -168,14 +179,6 @@ class Pipeline:
         img = torch.as_tensor(self.item(info)['img'])
         img = img.permute(2, 0, 1).contiguous() if self.is_split else img
         return {'img': self.device_stage(img[None].to(device))}
-
-
-def batch_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for a batch; in a worker shared from the start, so that sending it copies nothing."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device='cpu')
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def _build(step: Any) -> Any:

@@ -1,0 +1,148 @@
+"""Batches on their way: out of workers through shared memory that is used over and over, onto a GPU one ahead.
+
+In: how many batches, of how many bytes. Out: memory that a worker writes one into, and tensors over it here.
+"""
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+Batch = dict[str, Any]
+# Beyond those asked of the workers: one that has just come, one in use, one whose copy to a GPU may not be done.
+SPARE = 3
+AHEAD = 2  # batches asked of each worker before the first of them is needed, as torch has it
+
+
+class Ring:
+    """`count` slots of `size` bytes; each is free, asked of a worker, or lent to whoever has a tensor over it.
+
+    The memory has no name in /dev/shm: it goes with the last process that has it.
+    """
+
+    def __init__(self, count: int = 0, size: int = 0) -> None:
+        self.slots = _shared((count, -(-size // 64) * 64), torch.uint8)  # each aligned for all number formats
+        self._bytes = self.slots.numpy()
+        self._asked: set[int] = set()
+        self._lent: list[Callable[[], Any]] = [lambda: None] * count
+
+    def recall(self) -> None:
+        """What was asked for and has not come will not: no worker is at it any more."""
+        self._asked.clear()
+
+    def ask(self) -> int:
+        """The number of a slot that nobody uses, from now on asked of a worker; -1 where there is none."""
+        free = (at for at, lent in enumerate(self._lent) if at not in self._asked and lent() is None)
+        self._asked.add(slot := next(free, -1))
+        return slot
+
+    def receive(self, slot: int, batch: Batch) -> Batch:
+        """A batch of `to_send` in tensors; the slot is free again when the last one over it is gone."""
+        self._asked.discard(slot)
+        if isinstance(batch['img'], tuple):
+            dtype, shape, stride = batch['img']
+            array = self._bytes[slot]  # a new object, which lives as long as any tensor over it
+            self._lent[slot] = weakref.ref(array)
+            batch['img'] = torch.from_numpy(array).view(dtype).as_strided(shape, stride)
+        return {key: torch.from_numpy(sent) if isinstance(sent, np.ndarray) else sent for key, sent in batch.items()}
+
+    def lock_pages(self, device: torch.device) -> str:
+        """Keep the memory where a GPU can fetch from it by itself; returns why that is not to be had, or ''."""
+        cudart, start = torch.cuda.cudart(), self.slots.data_ptr()
+        with torch.cuda.device(device):  # or CUDA would take memory of the first GPU
+            code = cudart.cudaHostRegister(start, self.slots.nbytes, 0)
+        if int(code):
+            with suppress(RuntimeError):  # CUDA keeps the error for the next kernel, to which it would be put down
+                torch.zeros(1, device=device)
+            return f'cudaHostRegister of {self.slots.nbytes / 2**20:.0f} MiB: {cudart.cudaGetErrorString(code)}'
+        weakref.finalize(self._bytes, cudart.cudaHostUnregister, start).atexit = False
+        return ''
+
+
+def batch_memory(shape: tuple[int, ...], dtype: torch.dtype, slot: Tensor | None = None) -> Tensor:
+    """Memory for a batch: of `slot` if that is large enough, else fresh; in a worker shared, so that none is copied."""
+    size = math.prod(shape) * dtype.itemsize
+    if slot is not None and size <= len(slot):
+        return slot[:size].view(dtype).view(shape)
+    return torch.empty(shape, dtype=dtype) if get_worker_info() is None else _shared(shape, dtype)
+
+
+def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device='cpu')
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+
+
+def to_send(batch: Batch, slot: Tensor | None) -> Batch:
+    """A batch as a worker sends it: images that are in the slot as (dtype, shape, stride)."""
+    if slot is not None and (img := batch['img']).data_ptr() == slot.data_ptr():
+        batch['img'] = img.dtype, tuple(img.shape), img.stride()
+    return batch
+
+
+def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """Batches on a GPU: while one is in use, the next is copied on a stream of its own; anything else as it is.
+
+    A batch stays in the host's memory until its copy is done. The copy begins when the device has come to the step that
+    comes before the one in use, and the second batch after it waits here for its end: so a loop that is ahead of its
+    device fills the memory of neither.
+    """
+    side, copies, ready = torch.cuda.Stream(device), deque[tuple[Any, Batch]](), None
+    try:
+        for host in chain(batches, [None]):
+            stream = torch.cuda.current_stream(device)
+            stream.wait_stream(side)  # for the batch that is given out now
+            if len(copies) > 1:
+                copies.popleft()[0].synchronize()
+            coming = host
+            if isinstance(host, dict):
+                side.wait_stream(stream)
+                with torch.cuda.stream(side):
+                    host = {key: value.pin_memory() if isinstance(value, Tensor) else value
+                            for key, value in host.items()}
+                    coming = to_device(host, device)
+                copies.append((side.record_event(torch.cuda.Event(blocking=True)), host))
+                for value in coming.values():
+                    if isinstance(value, Tensor):
+                        value.record_stream(stream)
+            if ready is not None:
+                yield ready
+            ready = coming
+    finally:
+        side.synchronize()  # before the slots of what was left behind are free
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in batch.items()}
+
+
+def cores() -> int:
+    """CPU cores that this process may use: by its affinity, and by the quota of its container (cgroup v2)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such file, or no quota
+        quota, period = map(int, Path('/sys/fs/cgroup/cpu.max').read_text().split())
+        count = min(count, max(quota // period, 1))
+    return count
+
+
+def choose_workers(share: int, batches: int) -> tuple[int, int]:
+    """Workers, and batches ahead of each.
+
+    Args:
+        share: cores of this rank, of which the loop itself needs one.
+        batches: for how many there is shared memory.
+    """
+    room = max(batches - SPARE, 0)
+    workers = min(max(share - 1, 0), room)
+    return workers, min(AHEAD, room // workers) if workers else 0
