@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -19,11 +18,11 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._pytree import tree_leaves
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from workspace_lib import apis
-from workspace_lib.apis import build_loader, build_training, load_config, run_training, single_gpu_test
+from workspace_lib.apis import build_loader, build_training, run_training, single_gpu_test
 from workspace_lib.config import Config
 from workspace_lib.device import Precision, compile_model, is_fast
 from workspace_lib.faults import CheckInvalidLossHook
@@ -33,13 +32,15 @@ from workspace_lib.optim import build_optimizer
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda')
 MODEL = dict(
-    type='ImageClassifier', backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,
+    type='ImageClassifier',
+    backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,
                                                 num_stages=1, out_indices=(0,), strides=(1,), dilations=(1,)),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=10, in_channels=4, topk=(1, 5),
               loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=10, mode='original')))
 RECIPE = dict(
-    model=MODEL, optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4, paramwise_cfg=dict(norm_decay_mult=0.)),
+    model=MODEL, optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4,
+                                paramwise_cfg=dict(norm_decay_mult=0.)),
     optimizer_config=dict(grad_clip=dict(max_norm=1.)), lr_config=dict(policy='CosineAnnealing', min_lr=0),
     runner=dict(type='EpochBasedRunner', max_epochs=1), checkpoint_config=None,
     log_config=dict(interval=100, hooks=[dict(type='TextLoggerHook')]),

@@ -35,6 +35,7 @@ from .randomness import set_random_seed as set_random_seed
 from .recipes import load_config as load_config
 from .registry import DATASETS, HOOKS, RUNNERS
 from .runner import EpochBasedRunner
+from .size_hook import ProgressiveSizeHook as ProgressiveSizeHook
 from .weight_hooks import EMAHook as EMAHook
 
 #: Keys of ``data`` that are not arguments of ``build_dataloader``.

@@ -55,7 +55,7 @@ def is_fast(key: Any, device: torch.device) -> bool:
 
 
 def compile_model(model: Any, options: dict[str, Any]) -> None:
-    """Have `model` computed by ``torch.compile``, or, from the first failure to compile on, without it; the log says why.
+    """Have `model` computed by ``torch.compile``; from the first failure to compile on without, and the log says why.
 
     Args:
         options: of ``torch.compile``. ``mode='reduce-overhead'`` is CUDA graphs. ``dynamic`` is False if not given: an
