@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,16 +30,13 @@ def select_device(name: str | torch.device = 'auto') -> torch.device:
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         logger.info('device: %s (auto)', describe_device(device))
         return device
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f'device {str(name)!r} is not known; use auto, cpu, cuda or cuda:N') from error
+    if not re.fullmatch(r'(cpu|cuda)(:\d+)?', str(name)):
+        raise ValueError(f'device {str(name)!r} is not known; use auto, cpu, cuda or cuda:N')
+    device = torch.device(name)
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
         raise RuntimeError(f'device {str(name)!r} was asked for, but this machine offers '
                            f'{torch.cuda.device_count()} CUDA device(s) to torch {torch.__version__}; '
                            'use --device cpu, or mend the driver or the container first')
-    if device.type not in ('cpu', 'cuda'):
-        raise ValueError(f'device {str(name)!r} is not supported; use auto, cpu, cuda or cuda:N')
     return device
 
 
