@@ -6,8 +6,8 @@
 # Hardware: one GPU, Ampere or newer.
 # Expected: less than airbench94's 94.01 % (3.8 s on an A100), for what is left out; by how much is not known. And more
 # time: the loader crops and flips on the CPU, where airbench has all data on the GPU.
-# State: NOT verified: never trained whole. That it learns was seen on a CPU: a quarter as wide, on 4,000 of the images as
-# JPEG, batches of 256 and a quarter of the rate, it was right about 58.8 % of 1,000 test images after the 10 epochs.
+# State: NOT verified: never trained whole. That it learns was seen on a CPU: a quarter as wide, on 4,000 of the images
+# (JPEG), with batches of 256 and a quarter of the rate, it named 58.8 % of 1,000 test images after the 10 epochs.
 _base_ = ['../_base_/datasets/cifar10_bs16.py', '../_base_/default_runtime.py']
 model = dict(
     type='ImageClassifier',
