@@ -100,6 +100,26 @@ def test_the_fast_resnet_trains_from_small_images_to_large_ones(images, tmp_path
     assert len(runner.model(torch.randn(2, 3, 96, 96), return_loss=False)) == 2 and seen.seen[-1][1] == (96, 96)
 
 
+def test_each_size_is_compiled_for_itself(images, tmp_path):
+    torch._dynamo.reset()
+    sides = []
+
+    def keeps(graph: Any, inputs: Any) -> Any:
+        convs = [node for node in graph.graph.nodes if 'conv2d' in str(node.target)]
+        sides.extend(node.meta['example_value'].shape[2] for node in convs[:1])
+        return graph
+
+    cfg = tiny(FAST, images, tmp_path / 'run', **{
+        'model.backbone.depth': 18, 'model.backbone.base_channels': 8, 'model.backbone.stem_channels': 8,
+        'model.head.in_channels': 64, 'runner.max_epochs': 2})
+    cfg.compile = dict(backend=keeps)
+    cfg.data.train.pipeline[1].size = 64
+    cfg.custom_hooks = [dict(type='ProgressiveSizeHook', start=32, end=64, begin=0, until=1)]
+    model = trained(cfg).model
+    assert sides == [16, 32]  # behind the first convolution's stride, once each
+    assert model._compiled_call_impl is not None
+
+
 @pytest.mark.parametrize('recipe, sizes', [
     (FAST, {0: 160, 10: 160, 11: 160, 12: 192, 13: 192, 15: 192}),
     (FAST_88, {0: 160, 65: 160, 70: 160, 71: 192, 75: 192, 87: 192})])

@@ -40,4 +40,4 @@ lr_config = dict(
     policy='OneCycle', max_lr=1.7, pct_start=2 / 16, anneal_strategy='linear', div_factor=1e4, final_div_factor=1e4)
 runner = dict(type='EpochBasedRunner', max_epochs=16)
 custom_hooks = [dict(type='ProgressiveSizeHook', start=160, end=192, begin=11, until=13)]
-compile = True
+compile = dict(mode='default')
