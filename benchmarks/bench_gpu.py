@@ -3,10 +3,11 @@
     python benchmarks/bench_gpu.py [--images DIR] [--cifar10 DIR] [--minutes 9] [--part speed fed] [--out DIR]
     python benchmarks/bench_gpu.py --device cpu --toy            # does it run, not how fast
 
-Each part is a process with a share of the time; it writes gpu_PART.json after every figure, so that what ends it
-early, the time or a crash, costs the rest of that part alone. 20 steps of warm-up and 100 timed by the device's
-events, contestants in turns (A B A B ...). Needs torch, torchvision and what the library imports (OpenCV, simplejpeg,
-PyYAML, tqdm, scipy); timm and nvidia-ml-py take part where they are installed.
+The part `keys` is an A/B of each key of speed, one switched at a time (docs/performance.md has their table). Each part
+is a process with a share of the time; it writes gpu_PART.json after every figure, so that what ends it early, the time
+or a crash, costs the rest of that part alone. 20 steps of warm-up and 100 timed by the device's events, contestants in
+turns (A B A B ...). Needs torch, torchvision and what the library imports (OpenCV, simplejpeg, PyYAML, tqdm, scipy);
+timm and nvidia-ml-py take part where they are installed.
 """
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from workspace_lib.hooks import Hook
 from workspace_lib.models import build_classifier
 
 #: Part: its share of the time. Those with aims come first.
-PARTS = {'speed': 0.33, 'fed': 0.2, 'cifar10': 0.22, 'sweep': 0.25}
+PARTS = {'speed': 0.3, 'fed': 0.18, 'cifar10': 0.2, 'keys': 0.14, 'sweep': 0.18}
 OURS = 'ours: bf16, NHWC, compile'
 
 
@@ -189,6 +191,45 @@ def sync_free(results: Results, name: str, training: Training, loader: Any, size
         results.aim(what, 1, '<= 0', note=f'the first at {place}')
     finally:
         torch.cuda.set_sync_debug_mode('default')
+
+
+#: What is measured beside the defaults: the one key that is other.
+SWITCHED: dict[str, dict[str, Any]] = {
+    'optimizer.fused=False': {'optimizer.fused': False}, 'channels_last=False': {'channels_last': False},
+    'bf16=False': {'bf16': False}, 'cudnn_benchmark=False': {'cudnn_benchmark': False}}
+
+
+def keys(results: Results, size: Size, device: torch.device, until: float, args: argparse.Namespace) -> None:
+    """Eager, one key switched at a time; then what compiling and CUDA graphs do for a small network."""
+    short = Size(args.toy)
+    short.batch = size.batches[-1]
+    now = time.perf_counter()
+    _in_turns(results, short, device, now + 0.5 * (until - now),
+              f'ResNet-{short.depth} training, batch {short.batch}, eager: one key switched',
+              {'defaults': {}, **SWITCHED}, {'compile': False})
+    short.batch, short.pixels = (4, 32) if args.toy else (128, 32)
+    small = {'model.backbone.type': 'ResNet_CIFAR', 'model.backbone.depth': 18, 'model.head.in_channels': 512}
+    modes = {'compile=True': size.compile,
+             "compile=dict(mode='reduce-overhead')": size.compile if args.toy else dict(mode='reduce-overhead')}
+    _in_turns(results, short, device, until, f'ResNet-18 training, 32 px, batch {short.batch}: compiling',
+              {'eager': {'compile': False}, **{name: {'compile': mode} for name, mode in modes.items()}}, small)
+
+
+def _in_turns(results: Results, size: Size, device: torch.device, until: float, title: str,
+              variants: dict[str, dict[str, Any]], common: dict[str, Any]) -> None:
+    """Images a second of trainings that differ in `variants`, over the first of them."""
+    loaders = {nhwc: Synthetic(size, device, size.batch, nhwc) for nhwc in (True, False)}
+    trainings = {name: Training(size, device, **{'data.samples_per_gpu': size.batch, **common, **options})
+                 for name, options in variants.items()}
+
+    def measure(name: str) -> float:
+        torch.backends.cudnn.benchmark = variants[name].get('cudnn_benchmark', True)  # the last one's, else
+        loader = loaders[variants[name].get('channels_last', True)]
+        return size.batch / trainings[name].seconds(loader, size)
+
+    first = next(iter(variants))
+    turns({name: partial(measure, name) for name in variants}, size, until,
+          lambda figures: results.section(title, 'images/s', figures, first))
 
 
 def sweep(results: Results, size: Size, device: torch.device, until: float, args: argparse.Namespace) -> None:

@@ -93,7 +93,7 @@ def test_without_a_compiler_the_anchor_is_a_stand_in_and_says_so(tmp_path, monke
     assert found[anchor.STAND_IN]() > 0
 
 
-@pytest.mark.parametrize('part', ['speed', 'fed', 'cifar10', pytest.param('sweep', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('part', ['speed', 'fed', 'cifar10', 'keys', pytest.param('sweep', marks=pytest.mark.slow)])
 def test_the_gpu_benchmark_runs_on_a_cpu_at_toy_size(tmp_path, part):
     ran('bench_gpu.py', '--device', 'cpu', '--toy', '--part', part, '--out', str(tmp_path))
     found = check(tmp_path / f'gpu_{part}.json')
@@ -101,6 +101,11 @@ def test_the_gpu_benchmark_runs_on_a_cpu_at_toy_size(tmp_path, part):
     if part == 'speed':
         assert rows(found, 'ResNet-18') == {'ours: bf16, NHWC, compile', 'torchvision eager', 'timm eager'}
         assert all(aim['met'] is None and 'H200' in aim['reason'] for aim in found['aims'])  # a CPU meets no such aim
+    if part == 'keys':
+        assert rows(found, 'ResNet-18 training, batch 2, eager') == {
+            'defaults', 'optimizer.fused=False', 'channels_last=False', 'bf16=False', 'cudnn_benchmark=False'}
+        assert rows(found, 'ResNet-18 training, 32 px') == {
+            'eager', 'compile=True', "compile=dict(mode='reduce-overhead')"}
     if part == 'sweep':
         assert len(rows(found, 'ResNet-18')) == 8
 

@@ -18,7 +18,7 @@ from .checkpoint import load_checkpoint, read_checkpoint
 from .checks import check_ranks, check_sync_batchnorm
 from .config import Config, where
 from .datasets import ImageNet, Pipeline, build_dataloader, build_dataset
-from .device import Precision, describe_device, select_device
+from .device import Precision, compile_model, describe_device, is_fast, select_device
 from .dist import get_dist_info
 from .faults import CheckInvalidLossHook, StopSignalHook
 from .hooks import IterTimerHook, LrUpdaterHook, MomentumUpdaterHook, OptimizerHook
@@ -35,6 +35,7 @@ from .randomness import set_random_seed as set_random_seed
 from .recipes import load_config as load_config
 from .registry import DATASETS, HOOKS, RUNNERS
 from .runner import EpochBasedRunner
+from .size_hook import ProgressiveSizeHook as ProgressiveSizeHook
 from .weight_hooks import EMAHook as EMAHook
 
 #: Keys of ``data`` that are not arguments of ``build_dataloader``.
@@ -127,7 +128,7 @@ def loader_config(cfg: Config, split: str) -> dict[str, Any]:
         augments = (cfg.get('model', {}).get('train_cfg') or {}).get('augments')
         fixed = dict(shuffle=True, sampler_cfg=cfg.get('sampler'), augments=augments)
     return {'samples_per_gpu': 1, 'workers_per_gpu': 0, **shared, **fixed, 'seed': cfg.get('seed'),
-            'dist': get_dist_info()[1] > 1, 'channels_last': bool(cfg.get('channels_last')),
+            'dist': get_dist_info()[1] > 1,
             **_without_ipus(cfg.data.get(f'{split}_dataloader', {}), f'data.{split}_dataloader')}
 
 
@@ -140,14 +141,19 @@ def _without_ipus(section: dict[str, Any], name: str) -> dict[str, Any]:
 def build_loader(cfg: Config, split: str, dataset: Any, device: torch.device, **changes: Any) -> Any:
     """The loader of one split, its batches arriving on `device`; of several ranks each takes its share.
 
+    On a GPU batches of val have twice the samples of training's, unless ``data.val_dataloader`` says how many.
+
     Args:
         changes: arguments of ``build_dataloader`` that are other than in the config.
 
     Raises:
         TypeError, ValueError: what ``build_dataloader`` says, with the place of ``data`` in the config.
     """
+    settings = {'channels_last': is_fast(cfg.get('channels_last'), device), **loader_config(cfg, split), **changes}
+    if split == 'val' and device.type == 'cuda' and 'samples_per_gpu' not in cfg.data.get('val_dataloader', {}):
+        settings['samples_per_gpu'] *= 2  # what fits with its gradients fits twice without
     try:
-        return build_dataloader(dataset, device=device, **{**loader_config(cfg, split), **changes})
+        return build_dataloader(dataset, device=device, **settings)
     except (TypeError, ValueError) as error:
         error.add_note(f'while building the {split} loader ({where(cfg, "data")})')
         raise
@@ -245,12 +251,13 @@ def workflow_of(cfg: Config) -> list[tuple[str, int]]:
 
 
 def _prepare_model(model: Any, cfg: Config, device: torch.device) -> Any:
-    torch.backends.cudnn.benchmark = bool(cfg.get('cudnn_benchmark', torch.backends.cudnn.benchmark))
+    searched = is_fast(cfg.get('cudnn_benchmark'), device) and not torch.backends.cudnn.deterministic
+    torch.backends.cudnn.benchmark = searched
     model = model.to(device)
-    if cfg.get('channels_last'):
+    if is_fast(cfg.get('channels_last'), device):
         model = model.to(memory_format=torch.channels_last)
     if cfg.get('compile'):
-        model.compile(**(cfg.compile if isinstance(cfg.compile, dict) else {}))
+        compile_model(model, cfg.compile if isinstance(cfg.compile, dict) else {})
     return model
 
 
@@ -259,7 +266,7 @@ def _build_runner(model: Any, cfg: Config, device: torch.device, meta: dict | No
     return RUNNERS.build(_without_ipus(section, 'runner'), default_args=dict(
         model=model, optimizer=build_optimizer(model, cfg.optimizer), work_dir=cfg.get('work_dir'),
         logger=logging.getLogger('workspace_lib'), meta=meta,
-        precision=Precision(device, cfg.get('fp16'), bool(cfg.get('bf16')))))
+        precision=Precision(device, cfg.get('fp16'), cfg.get('bf16'))))
 
 
 def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int) -> None:

@@ -1,15 +1,17 @@
-"""What the computation runs on: the device that was asked for, and the number format of the forward pass.
+"""What the computation runs on: the device that was asked for, the number format of the forward pass, the compiler.
 
-In: ``--device`` and the config keys ``fp16``, ``bf16``. Out: a ``torch.device`` and a ``Precision``.
+In: ``--device`` and the config keys ``fp16``, ``bf16``, ``compile``. Out: a ``torch.device``, a ``Precision``.
 """
 from __future__ import annotations
 
 import logging
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +30,13 @@ def select_device(name: str | torch.device = 'auto') -> torch.device:
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         logger.info('device: %s (auto)', describe_device(device))
         return device
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f'device {str(name)!r} is not known; use auto, cpu, cuda or cuda:N') from error
+    if not re.fullmatch(r'(cpu|cuda)(:\d+)?', str(name)):
+        raise ValueError(f'device {str(name)!r} is not known; use auto, cpu, cuda or cuda:N')
+    device = torch.device(name)
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
         raise RuntimeError(f'device {str(name)!r} was asked for, but this machine offers '
                            f'{torch.cuda.device_count()} CUDA device(s) to torch {torch.__version__}; '
                            'use --device cpu, or mend the driver or the container first')
-    if device.type not in ('cpu', 'cuda'):
-        raise ValueError(f'device {str(name)!r} is not supported; use auto, cpu, cuda or cuda:N')
     return device
 
 
@@ -48,13 +47,44 @@ def describe_device(device: torch.device) -> str:
     return f'cpu (torch threads: {torch.get_num_threads()}, cores: {os.cpu_count()})'
 
 
+def is_fast(key: Any, device: torch.device) -> bool:
+    """A config key of speed; left open (None) it is on where it is known to win: a GPU since NVIDIA's Ampere."""
+    return device.type == 'cuda' and torch.cuda.get_device_capability(device) >= (8, 0) if key is None else bool(key)
+
+
+def compile_model(model: Any, options: dict[str, Any]) -> None:
+    """Have `model` computed by ``torch.compile``; from the first failure to compile on without, and the log says why.
+
+    Args:
+        options: of ``torch.compile``. ``mode='reduce-overhead'`` is CUDA graphs. ``dynamic`` is False if not given: an
+            epoch's smaller last batch is compiled for itself, and does not make all others slower.
+    """
+    model.compile(**{'dynamic': False, **options})
+    compiled, copies = model._compiled_call_impl, options.get('mode') in ('reduce-overhead', 'max-autotune')
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            outputs = compiled(*args, **kwargs)
+        except Exception as error:
+            outputs = model._call_impl(*args, **kwargs)  # a mistake in the model itself is raised here
+            model._compiled_call_impl = None
+            logger.warning('torch.compile failed, so this run goes on without it: %s: %s', type(error).__name__,
+                           ' '.join(str(error).partition('\n\n')[0].split()))
+        # What a CUDA graph returns, its next replay overwrites; the log keeps it for longer.
+        return pytree.tree_map_only(torch.Tensor, torch.clone, outputs) if copies else outputs
+
+    model._compiled_call_impl = call
+
+
 class Precision:
     """Autocast and loss scaling for one run, from ``fp16=dict(loss_scale=512. | 'dynamic')`` or ``bf16=True``.
 
-    ``fp16`` needs loss scaling and a GPU: on a CPU such a recipe runs in float32, and the log says so once.
+    ``bf16=None`` is `is_fast`, unless fp16 is set. ``fp16`` needs loss scaling and a GPU: on a CPU such a recipe runs
+    in float32, and the log says so once.
     """
 
-    def __init__(self, device: torch.device, fp16: dict | bool | None = None, bf16: bool = False) -> None:
+    def __init__(self, device: torch.device, fp16: dict | bool | None = None, bf16: bool | None = False) -> None:
+        bf16 = is_fast(bf16, device) and not (fp16 and bf16 is None)
         if fp16 and bf16:
             raise ValueError('fp16 and bf16 are both set in the config; keep one of them')
         if fp16 and device.type == 'cpu':
@@ -76,9 +106,7 @@ class Precision:
 def _build_scaler(device: torch.device, fp16: dict | bool | None) -> torch.amp.GradScaler:
     """A scaler that passes everything through unless ``fp16``; a number means a scale that never grows."""
     scale = dict(fp16 if isinstance(fp16, dict) else {}).get('loss_scale', 512.0)
-    if scale == 'dynamic':
-        return torch.amp.GradScaler(device.type, enabled=bool(fp16))
-    if isinstance(scale, dict):
-        return torch.amp.GradScaler(device.type, enabled=bool(fp16), **scale)
-    # A growth interval beyond any run keeps the scale where the config put it.
-    return torch.amp.GradScaler(device.type, init_scale=float(scale), growth_interval=2**31 - 1, enabled=bool(fp16))
+    if not isinstance(scale, dict):
+        # A growth interval beyond any run keeps the scale where the config put it.
+        scale = {} if scale == 'dynamic' else dict(init_scale=float(scale), growth_interval=2**31 - 1)
+    return torch.amp.GradScaler(device.type, enabled=bool(fp16), **scale)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,11 +38,12 @@ class CheckInvalidLossHook(Hook):
     """Stops when a loss is NaN or infinite, or leaves its batch out; names the iteration and the files.
 
     Nothing is saved after such a loss, nor with parameters that are no numbers. On the CPU every loss is looked at
-    before its step. To look at one on a GPU is to wait for it: there those of the last `interval` iterations are looked
-    at together, and before each checkpoint, so the weights of the iterations since are spoiled.
+    before its step. To look at one on a GPU would be to wait for it: there those of the last `interval` iterations set
+    out for the host together, and are looked at once they are there; all of them before each checkpoint. So the weights
+    of the iterations since are spoiled.
 
     Args:
-        interval: iterations from one look to the next; default 1 on the CPU, 10 on a GPU.
+        interval: iterations from one look to the next; default 1 on the CPU, 10 on a GPU, which waits for none.
         on_invalid: ``'stop'``, or ``'skip'``: the batch gives no gradients, and leaves the model's buffers (statistics
             of BatchNorm) as they were. Looks, and waits, at every iteration; where one of several processes skips, all
             do. Ten in a row stop the run. Of a batch that is done in parts only the part is left out.
@@ -59,6 +61,7 @@ class CheckInvalidLossHook(Hook):
     def before_run(self, runner: EpochBasedRunner) -> None:
         self.every = self.interval or (1 if runner.precision.device.type == 'cpu' else 10)
         self.pending: list[tuple[int, Tensor]] = []  # the iteration and its loss, not looked at yet
+        self.sent: deque[tuple[list[tuple[int, Tensor]], Tensor, Any]] = deque()  # with their copies for the host
         self.buffers = list(unwrapped(runner.model).buffers()) if self.skips else []
         self.before = [buffer.clone() for buffer in self.buffers]
 
@@ -70,8 +73,10 @@ class CheckInvalidLossHook(Hook):
         self.pending.append((runner.iter, runner.outputs['loss'].detach()))
         if self.skips:
             self._skip_if_invalid(runner, *self.pending.pop())
-        elif len(self.pending) >= self.every or self.is_last_iter(runner):
+        elif self.is_last_iter(runner) or len(self.pending) >= self.every and not self.pending[0][1].is_cuda:
             self._look(runner)
+        elif len(self.pending) >= self.every:
+            self._look_without_waiting(runner)
 
     after_part = after_train_iter
 
@@ -84,13 +89,19 @@ class CheckInvalidLossHook(Hook):
                                      f'losses until then are finite: nothing is saved. {_ADVICE}')
 
     def _look(self, runner: EpochBasedRunner) -> None:
-        pending, self.pending = self.pending, []
-        values = torch.stack([loss for _, loss in pending]).tolist() if len(pending) > 1 else \
-            [loss.item() for _, loss in pending]
-        for (iteration, _), value in zip(pending, values, strict=True):
-            if not math.isfinite(value):
-                raise FloatingPointError(f'{_told(runner, iteration, value)}\n{_ADVICE}; on_invalid=\'skip\' of '
-                                         'CheckInvalidLossHook in custom_hooks leaves such batches out')
+        pending, self.pending = [*(one for earlier, *_ in self.sent for one in earlier), *self.pending], []
+        self.sent.clear()
+        _judge(runner, pending, torch.stack([loss for _, loss in pending]).tolist() if len(pending) > 1 else
+               [loss.item() for _, loss in pending])
+
+    def _look_without_waiting(self, runner: EpochBasedRunner) -> None:
+        losses, there = torch.stack([loss for _, loss in self.pending]), torch.cuda.Event()
+        self.sent.append((self.pending, losses.to('cpu', non_blocking=True), there))  # into pinned memory
+        there.record(torch.cuda.current_stream(losses.device))
+        self.pending = []
+        while self.sent and self.sent[0][2].query():
+            pending, values, _ = self.sent.popleft()
+            _judge(runner, pending, values.tolist())
 
     def _skip_if_invalid(self, runner: EpochBasedRunner, iteration: int, loss: Tensor) -> None:
         if not all_reduce_sum((~loss.isfinite()).float()):
@@ -110,6 +121,13 @@ class CheckInvalidLossHook(Hook):
 
 _ADVICE = ('Look at these files and their labels; else lower optimizer.lr, give lr_config a warmup, or set '
            'optimizer_config.grad_clip')
+
+
+def _judge(runner: EpochBasedRunner, pending: list[tuple[int, Tensor]], values: list[float]) -> None:
+    for (iteration, _), value in zip(pending, values, strict=True):
+        if not math.isfinite(value):
+            raise FloatingPointError(f'{_told(runner, iteration, value)}\n{_ADVICE}; on_invalid=\'skip\' of '
+                                     'CheckInvalidLossHook in custom_hooks leaves such batches out')
 
 
 def _told(runner: EpochBasedRunner, iteration: int, loss: float) -> str:

@@ -239,12 +239,8 @@ class CheckpointHook(Hook):
 
     def __init__(self, interval: int = -1, by_epoch: bool = True, save_optimizer: bool = True,
                  out_dir: str | None = None, max_keep_ckpts: int = -1, save_last: bool = True) -> None:
-        self.interval = interval
-        self.by_epoch = by_epoch
-        self.save_optimizer = save_optimizer
-        self.out_dir = out_dir
-        self.max_keep_ckpts = max_keep_ckpts
-        self.save_last = save_last
+        self.interval, self.by_epoch, self.save_last = interval, by_epoch, save_last
+        self.save_optimizer, self.out_dir, self.max_keep_ckpts = save_optimizer, out_dir, max_keep_ckpts
         self.saved: list[str] = []
 
     def before_run(self, runner: EpochBasedRunner) -> None:

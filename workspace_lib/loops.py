@@ -42,7 +42,7 @@ def single_gpu_test(model: Any, data_loader: Any, show: bool = False, out_dir: s
     precision = precision or Precision(next(model.parameters()).device)
     results: list[np.ndarray] = []
     with tqdm(total=len(data_loader.dataset), unit='img', desc='test', disable=None if progress else True,
-              dynamic_ncols=True) as bar, torch.no_grad():
+              dynamic_ncols=True) as bar, torch.inference_mode():
         for batch in data_loader:
             with precision.autocast():
                 result = model(return_loss=False, **batch)
@@ -124,14 +124,9 @@ class EvalHook(Hook):
             raise ValueError(f"evaluation.rule is {rule!r}; it is 'greater' or 'less'")
         if interval < 1:
             raise ValueError(f'evaluation.interval is {interval}; it starts at 1 (--no-validate trains without)')
-        self.dataloader = dataloader
-        self.interval = interval
-        self.by_epoch = by_epoch
-        self.start = start or 0
-        self.save_best = save_best
-        self.rule = rule
-        self.broadcast_bn_buffer = broadcast_bn_buffer
-        self.eval_kwargs = eval_kwargs
+        self.dataloader, self.eval_kwargs = dataloader, eval_kwargs
+        self.interval, self.by_epoch, self.start = interval, by_epoch, start or 0
+        self.save_best, self.rule, self.broadcast_bn_buffer = save_best, rule, broadcast_bn_buffer
         self.best: float | None = None
         self.best_file: Path | None = None
 

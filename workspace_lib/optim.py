@@ -24,6 +24,7 @@ from .schedules import momentum_schedule as momentum_schedule
 from .schedules import sample_schedule as sample_schedule
 
 _log = logging.getLogger(__name__)
+_FUSED = ('SGD', 'Adam', 'AdamW')  # what torch computes in one kernel for all parameters, loss scaling included
 
 for _class in vars(torch.optim).values():
     if inspect.isclass(_class) and torch.optim.Optimizer in _class.__mro__[1:] and _class.__name__ not in OPTIMIZERS:
@@ -36,6 +37,7 @@ def build_optimizer(model: nn.Module, cfg: dict[str, Any]) -> torch.optim.Optimi
     Args:
         cfg: `type` (a class of torch.optim, or a registered one), its arguments, and optionally
             `paramwise_cfg` (see `DefaultOptimizerConstructor`) and `constructor` (the name of another one).
+            Where all parameters are on a GPU, SGD, Adam and AdamW are `fused` unless it says `fused` or `foreach`.
 
     Raises:
         KeyError: unknown `type` or `constructor`.
@@ -44,11 +46,21 @@ def build_optimizer(model: nn.Module, cfg: dict[str, Any]) -> torch.optim.Optimi
     if not isinstance(cfg, dict):
         raise TypeError(f"optimizer must be a dict such as dict(type='SGD', lr=0.1), but got {cfg!r}")
     optimizer_cfg = cfg.copy()
+    if cfg.get('type') in _FUSED and 'foreach' not in cfg and all(param.is_cuda for param in model.parameters()):
+        optimizer_cfg.setdefault('fused', True)
     constructor = OPTIMIZER_BUILDERS.build(dict(
         type=optimizer_cfg.pop('constructor', 'DefaultOptimizerConstructor'),
         paramwise_cfg=optimizer_cfg.pop('paramwise_cfg', None),
         optimizer_cfg=optimizer_cfg))
-    return constructor(model)
+    optimizer = constructor(model)
+    optimizer.register_load_state_dict_pre_hook(_keep_kernels)
+    return optimizer
+
+
+def _keep_kernels(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """How a step is computed is a matter of this machine, not of that which saved."""
+    own = {key: optimizer.defaults[key] for key in ('fused', 'foreach') if key in optimizer.defaults}
+    return {**saved, 'param_groups': [{**group, **own} for group in saved['param_groups']]}
 
 
 PARAMWISE_KEYS = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',

@@ -1,6 +1,7 @@
 """Importing this package registers every backbone, neck, head, loss and classifier."""
 # ruff: noqa: F401  (what is imported here is this package's table of contents)
 from ..registry import BACKBONES, CLASSIFIERS, HEADS, LOSSES, NECKS
+from .backbones.airbench import Airbench
 from .backbones.convnext import ConvNeXt
 from .backbones.lenet import LeNet5
 from .backbones.mobilenet_v2 import MobileNetV2

@@ -87,6 +87,8 @@ class ClsHead(PassesOn, BaseModule):
         exporting = torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
         if exporting or not as_list:  # an exported graph holds tensors only
             return scores
+        if torch.compiler.is_compiling():
+            torch._dynamo.skip_frame()  # else each image's row becomes an output of the graph
         scores = scores.float() if scores.dtype == torch.bfloat16 else scores  # which numpy does not know
         return list(scores.detach().cpu().numpy())
 

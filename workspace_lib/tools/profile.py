@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from ..apis import build_training, init_random_seed, set_random_seed
 from ..config import Config
 from ..datasets import build_dataset
-from ..device import select_device
+from ..device import is_fast, select_device
 from ..hooks import Hook
 from ..models import build_classifier
 from ..recipes import load_config
@@ -193,11 +193,11 @@ def profile(config: str | Config, steps: int = 50, warm_up: int = 10, device: st
     batch, dtype = runner.data_batch, runner.precision.dtype
     return Profile(parts, step, len(batch['img']), str(chosen), str(dtype).removeprefix('torch.'),
                    min(busy / step, 1.) if chosen.type == 'cuda' else 1., 3 * _forward_flops(cfg, batch['img']),
-                   counted_bytes(lambda: _one_step(runner, batch)), roof_of(chosen, dtype), _settings(cfg))
+                   counted_bytes(lambda: _one_step(runner, batch)), roof_of(chosen, dtype), _settings(cfg, chosen))
 
 
-def _settings(cfg: Config) -> dict[str, Any]:
-    return {key: cfg.get(key) for key in ('bf16', 'channels_last', 'compile')}
+def _settings(cfg: Config, device: torch.device) -> dict[str, Any]:
+    return {**{key: is_fast(cfg.get(key), device) for key in ('bf16', 'channels_last')}, 'compile': cfg.get('compile')}
 
 
 def _training(cfg: Config, device: torch.device) -> tuple[Any, Any]:

@@ -1,0 +1,172 @@
+"""The recipes that reproduce published results: they build, train a few steps, and follow the schedules they name."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from workspace_lib.apis import build_training, run_training, set_random_seed
+from workspace_lib.datasets import build_dataset
+from workspace_lib.models import build_classifier
+from workspace_lib.optim import build_optimizer, lr_schedule
+from workspace_lib.recipes import CONFIGS, load_config
+from workspace_lib.registry import BACKBONES, HOOKS
+from workspace_lib.size_hook import ProgressiveSizeHook
+
+FAST = 'resnet/resnet50_8xb512-fast-16e_in1k.py'
+FAST_88 = 'resnet/resnet50_8xb512-fast-88e_in1k.py'
+RESNET18 = 'resnet/resnet18_1xb128-cutout-200e_cifar10.py'
+AIRBENCH = 'airbench/airbench_1xb1024-10e_cifar10.py'
+PUBLISHED = ('resnet/resnet50_8xb32_in1k.py', FAST, FAST_88, RESNET18, AIRBENCH)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Two images in each of ten class folders."""
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        (tmp_path / 'images' / str(label)).mkdir(parents=True)
+        for i in range(2):
+            cv2.imwrite(str(tmp_path / 'images' / str(label) / f'{i}.png'), rng.integers(0, 256, (32, 32, 3), np.uint8))
+    return tmp_path / 'images'
+
+
+def tiny(recipe: str, images: Path, work_dir: Path, **options: Any) -> Any:
+    """The recipe over a few images of this machine; its steps that read a file come first."""
+    cfg = load_config(recipe, {'compile': False, 'data.samples_per_gpu': 4, 'data.workers_per_gpu': 0, 'seed': 0,
+                               'work_dir': str(work_dir), **options})
+    for part in ('train', 'val'):
+        steps = [step for step in cfg.data[part].pipeline if step['type'] != 'LoadImageFromFile']
+        cfg.data[part] = dict(type='CustomDataset', data_prefix=str(images),
+                              pipeline=[dict(type='LoadImageFromFile'), *steps])
+    return cfg
+
+
+def trained(cfg: Any, *hooks: Any) -> Any:
+    set_random_seed(0)
+    runner, loaders = build_training(build_classifier(cfg.model), build_dataset(cfg.data.train), cfg, device='cpu')
+    for hook in hooks:
+        runner.register_hook(hook)
+    return run_training(runner, loaders, cfg)
+
+
+@pytest.mark.parametrize('recipe', PUBLISHED)
+def test_a_recipe_says_where_it_is_from_what_it_takes_and_whether_it_was_run(recipe):
+    text = re.sub(r'\n# ', ' ', (CONFIGS / recipe).read_text())
+    for part in ('Source', 'Hardware', 'Expected', 'State'):
+        assert f'{part}: ' in text
+    assert 'NOT verified' in text
+
+
+@pytest.mark.parametrize('recipe', [RESNET18, AIRBENCH])
+def test_a_recipe_for_cifar_trains_a_few_steps(recipe, images, tmp_path):
+    small = {'model.backbone.base_channels': 8, 'model.backbone.stem_channels': 8, 'model.head.in_channels': 64} \
+        if recipe == RESNET18 else {'model.backbone.widths': [8, 16, 16], 'model.head.in_channels': 16}
+    runner = trained(tiny(recipe, images, tmp_path / 'run', **small, **{'runner.max_epochs': 1}))
+    assert runner.iter == 5 and np.isfinite(runner.outputs['loss'].item())
+    assert (tmp_path / 'run' / 'epoch_1.pth').is_file()
+
+
+class Sizes:
+    """Collects the sides that the backbone sees."""
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, tuple[int, ...]]] = []
+
+    def before_run(self, runner: Any) -> None:
+        runner.model.backbone.register_forward_pre_hook(
+            lambda module, args: self.seen.append((runner.epoch, tuple(args[0].shape[2:]))))
+
+
+def test_the_fast_resnet_trains_from_small_images_to_large_ones(images, tmp_path):
+    cfg = tiny(FAST, images, tmp_path / 'run', **{
+        'model.backbone.depth': 18, 'model.backbone.base_channels': 8, 'model.backbone.stem_channels': 8,
+        'model.head.in_channels': 64, 'runner.max_epochs': 3, 'data.train_dataloader.drop_last': True})
+    cfg.data.train.pipeline[1].size = 96
+    cfg.custom_hooks = [dict(type='ProgressiveSizeHook', start=32, end=96, begin=0, until=2)]
+    from workspace_lib.hooks import Hook
+    seen = type('Seen', (Sizes, Hook), {})()
+    runner = trained(cfg, seen)
+    assert [side for epoch, side in seen.seen] == [(32, 32)] * 5 + [(64, 64)] * 5 + [(96, 96)] * 5
+    assert not runner.model._forward_pre_hooks  # it leaves with the run
+    runner.model.eval()
+    assert len(runner.model(torch.randn(2, 3, 96, 96), return_loss=False)) == 2 and seen.seen[-1][1] == (96, 96)
+
+
+def test_each_size_is_compiled_for_itself(images, tmp_path):
+    torch._dynamo.reset()
+    sides = []
+
+    def keeps(graph: Any, inputs: Any) -> Any:
+        convs = [node for node in graph.graph.nodes if 'conv2d' in str(node.target)]
+        sides.extend(node.meta['example_value'].shape[2] for node in convs[:1])
+        return graph
+
+    cfg = tiny(FAST, images, tmp_path / 'run', **{
+        'model.backbone.depth': 18, 'model.backbone.base_channels': 8, 'model.backbone.stem_channels': 8,
+        'model.head.in_channels': 64, 'runner.max_epochs': 2})
+    cfg.compile = dict(backend=keeps)
+    cfg.data.train.pipeline[1].size = 64
+    cfg.custom_hooks = [dict(type='ProgressiveSizeHook', start=32, end=64, begin=0, until=1)]
+    model = trained(cfg).model
+    assert sides == [16, 32]  # behind the first convolution's stride, once each
+    assert model._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize('recipe, sizes', [
+    (FAST, {0: 160, 10: 160, 11: 160, 12: 192, 13: 192, 15: 192}),
+    (FAST_88, {0: 160, 65: 160, 70: 160, 71: 192, 75: 192, 87: 192})])
+def test_sizes_at_a_few_epochs_are_those_of_ffcv(recipe, sizes):
+    """Its rule by numpy: np.round(np.interp(epoch, [start_ramp, end_ramp], [160, 192]) / 32) * 32."""
+    section = load_config(recipe).custom_hooks[0]
+    hook = HOOKS.build(section)
+    assert {epoch: hook.size(epoch) for epoch in sizes} == sizes
+    for epoch in range(100):
+        by_numpy = int(np.round(np.interp(epoch, [section.begin, section.until], [160, 192]) / 32)) * 32
+        assert hook.size(epoch) == by_numpy
+
+
+@pytest.mark.parametrize('wrong', [dict(start=192, end=160), dict(begin=3, until=3), dict(step=0)])
+def test_a_size_that_cannot_grow_is_refused(wrong):
+    with pytest.raises(ValueError, match='start <= end and begin < until'):
+        ProgressiveSizeHook(**{**dict(start=160, end=192, begin=1, until=2), **wrong})
+
+
+@pytest.mark.parametrize('recipe, length, rates', [
+    (FAST, 312, {0: 1.7e-4, 1: 0.852, 2: 1.7, 9: 0.85, 15.9968: 0.}),
+    (FAST_88, 312, {0: 1.7e-4, 2: 1.7, 45: 0.85}),
+    (RESNET18, 390, {0: 0.1, 50: 0.1 * (1 + 0.5**0.5) / 2, 100: 0.05, 199: 6.2e-6}),
+    (AIRBENCH, 48, {0: 0.3, 2.28: 1.5, 10: 0.105}),
+    ('resnet/resnet50_8xb32_in1k.py', 5005, {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 99: 1e-4})])
+def test_rates_at_a_few_epochs(recipe, length, rates):
+    cfg = load_config(recipe)
+    schedule = lr_schedule(cfg.lr_config, cfg.runner.max_epochs, length)
+    for epoch, rate in rates.items():
+        assert schedule(cfg.optimizer.lr, min(round(epoch * length), cfg.runner.max_epochs * length - 1)) \
+            == pytest.approx(rate, rel=0.02, abs=6e-4 if epoch else 1e-6), epoch
+
+
+def test_norms_of_the_fast_resnet_do_not_decay():
+    cfg = load_config(FAST)
+    model = build_classifier(cfg.model)
+    decay = {id(param): group['weight_decay'] for group in build_optimizer(model, cfg.optimizer).param_groups
+             for param in group['params']}
+    assert decay[id(model.backbone.bn1.weight)] == decay[id(model.backbone.layer4[2].bn3.bias)] == 0
+    assert decay[id(model.backbone.conv1.weight)] == decay[id(model.head.fc.bias)] == 1e-4
+
+
+def test_airbench_begins_as_the_identity_on_its_first_channels():
+    net = BACKBONES.build(dict(type='Airbench')).eval()
+    conv = net.layers[2][0]
+    img = torch.randn(1, 24, 8, 8)
+    torch.testing.assert_close(conv(img)[:, :24], img)
+    features, = net(torch.randn(2, 3, 32, 32))
+    assert features.shape == (2, 256, 1, 1)
+    assert sum(param.numel() for param in net.parameters()) == 1_970_232
