@@ -129,3 +129,9 @@ def test_what_a_recipe_says_to_ipus_is_named_and_left_out(images, caplog):
         training(cfg)
     assert 'runner: ipu_model_cfg, options_cfg of IPUs' in caplog.text
     assert 'data.train_dataloader: mode of IPUs' in caplog.text and 'mode' not in loader_config(cfg, 'train')
+
+
+@pytest.mark.parametrize('data, workers', [({}, None), (dict(workers_per_gpu=0), 0),
+                                           (dict(workers_per_gpu=3, train_dataloader=dict(workers_per_gpu=5)), 5)])
+def test_a_config_without_workers_leaves_their_number_to_the_loader(data, workers):
+    assert loader_config(Config(dict(data=dict(train={}, **data))), 'train')['workers_per_gpu'] == workers

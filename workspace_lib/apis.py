@@ -127,7 +127,7 @@ def loader_config(cfg: Config, split: str) -> dict[str, Any]:
     if split == 'train':
         augments = (cfg.get('model', {}).get('train_cfg') or {}).get('augments')
         fixed = dict(shuffle=True, sampler_cfg=cfg.get('sampler'), augments=augments)
-    return {'samples_per_gpu': 1, 'workers_per_gpu': 0, **shared, **fixed, 'seed': cfg.get('seed'),
+    return {'samples_per_gpu': 1, 'workers_per_gpu': None, **shared, **fixed, 'seed': cfg.get('seed'),
             'dist': get_dist_info()[1] > 1,
             **_without_ipus(cfg.data.get(f'{split}_dataloader', {}), f'data.{split}_dataloader')}
 
