@@ -34,7 +34,7 @@ def without_comments(code: str) -> str:
 
 
 def links(text: str) -> list[str]:
-    """Targets, in the order of the alphabet: that of words in a sentence differs. A heading's anchor is its language's."""
+    """Targets, sorted: words of a sentence stand in another order. A heading's anchor is its language's."""
     targets = (target.replace('.ko.', '.') for target in re.findall(r'\]\(([^)\s]+)\)', text))
     return sorted('#' if target.startswith('#') else target for target in targets)
 
