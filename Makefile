@@ -93,7 +93,7 @@ notebooks: venv ## run notebooks/*.py and write the .ipynb files anew
 	@$(PY) -m workspace_lib.tools.notebooks
 
 notebooks-check: venv ## run the notebooks, compare with what is committed
-	@$(PY) -m workspace_lib.tools.notebooks --check
+	@$(PY) -m workspace_lib.tools.notebooks --check --jobs 2
 
 # One thread for each of torch's pools: with two cores and worker processes, more only get in each other's way.
 test: ## run the tests (ARGS='-k registry' for a part of them)

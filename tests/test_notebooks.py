@@ -117,6 +117,15 @@ def test_cell_that_fails_leaves_the_old_notebook(folder, capsys):
     assert (folder / '00_a.ipynb').read_bytes() == before
 
 
+def test_two_at_a_time_are_told_in_order_and_the_failed_one_counts(folder, capsys):
+    (folder / '01_b.py').write_text('# %%\nimport os; os.getpid() / 0\n')
+    (folder / '02_c.py').write_text('# %%\nprint(1)\n')
+    assert notebooks.main(['--folder', str(folder), '--jobs', '2', '01_b', '02_c']) == 1
+    said = capsys.readouterr().out
+    assert said.index('01_b: FAILED') < said.index('02_c: 1 cells') and 'ZeroDivisionError' in said
+    assert (folder / '02_c.ipynb').exists() and not (folder / '01_b.ipynb').exists()
+
+
 def test_notebook_too_large_for_the_web_is_refused(folder, capsys):
     (folder / '00_a.py').write_text("# %%\nprint(('x' * 80 + '\\n') * 5000)\n")
     assert notebooks.main(['--folder', str(folder)]) == 1

@@ -12,6 +12,8 @@ import os
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,19 +194,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('scripts', nargs='*', help='some of them, as names or paths: 02_config (all)')
     parser.add_argument('--folder', type=Path, default=CHECKOUT / 'notebooks')
     parser.add_argument('--check', action='store_true', help='write nothing; fail if an output differs')
+    parser.add_argument('--jobs', type=int, default=1, help='so many at a time (1)')
     args = parser.parse_args(argv)
     scripts = [named(word, args.folder) for word in args.scripts] or sorted(args.folder.glob('[0-9]*.py'))
     if not scripts:
         print(f'No notebooks in {args.folder}.')
-    failed = 0
-    for script in scripts:
-        print(f'{script.stem}: ', end='', flush=True)
-        try:
-            print(process(script.resolve(), args.check))
-        except (NotebookError, OSError) as error:
-            print(f'FAILED: {error}')
-            failed += 1
-    return 1 if failed else 0
+    passed = True
+    with ThreadPoolExecutor(args.jobs) as pool:  # the work is done by the kernels, processes of their own
+        for script, (good, said) in zip(scripts, pool.map(partial(attempt, check=args.check), scripts), strict=True):
+            print(f'{script.stem}: {said}', flush=True)
+            passed &= good
+    return 0 if passed else 1
+
+
+def attempt(script: Path, check: bool) -> tuple[bool, str]:
+    """(did `process` succeed, what to print)."""
+    try:
+        return True, process(script.resolve(), check)
+    except (NotebookError, OSError) as error:
+        return False, f'FAILED: {error}'
 
 
 if __name__ == '__main__':
