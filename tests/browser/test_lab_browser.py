@@ -1,17 +1,19 @@
-"""A headless Chromium opens the printed URL and runs the first notebook through: ``make test-browser``.
+"""A headless Chromium opens the printed URL, runs every notebook through and moves the widgets: ``make test-browser``.
 
 LAB_URL names a lab that runs already; without it one is started on a copy of the notebooks.
 SCREENSHOTS names a folder for pictures of what the browser showed.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-quic',
          '--no-first-run', '--disable-component-update', '--disable-sync']
-COPY = 'browser_check.ipynb'  # what is run: a copy without outputs, so that old ones prove nothing
+NOTEBOOKS = sorted(path.name for path in (CHECKOUT / 'notebooks').glob('[0-9]*.ipynb'))
+COPY = 'browser_check_'  # what is run: copies without outputs, so that old ones prove nothing
 RUN_SECONDS = 300
+AT_ONCE = 2  # one is looked at while the next one runs
 IN_FRONT = '.jp-NotebookPanel:not(.lm-mod-hidden)'  # the tabs of an earlier visit are there too, hidden
 IDLE = f'{IN_FRONT} .jp-Notebook-ExecutionIndicator[data-status="idle"]'
 TINY = """{"nbformat": 4, "nbformat_minor": 5,
@@ -140,46 +144,148 @@ def test_printed_url_opens_the_notebook_undisturbed(server, page):
     screenshot(page, '2_opened')
 
 
-def test_first_notebook_runs_through(server, page):
-    folder = Path(server.notebook).parent
-    copy = str(folder / COPY)
-    notebook = server.call('GET', f'contents/{server.notebook}')['content']
-    for cell in notebook['cells']:
-        if cell['cell_type'] == 'code':
-            cell.update(outputs=[], execution_count=None)
-    server.call('PUT', f'contents/{copy}', {'type': 'notebook', 'format': 'json', 'content': notebook})
-    try:
-        open_notebook(server, page, copy,
-                      f'{server.base}/lab/tree/{urllib.parse.quote(copy)}?token={server.token}')
+# --- every notebook ---------------------------------------------------------------------------------
+
+
+class Visits:
+    """Each notebook as a copy in a tab and a workspace of its own. The next one is started before one is waited for."""
+
+    def __init__(self, server: Server, browser: Any) -> None:
+        self.server, self.browser = server, browser
+        self.folder = Path(server.notebook).parent
+        self.pages: dict[str, Any] = {}
+        self.script_errors: dict[str, list[str]] = {}
+
+    def run(self, name: str) -> tuple[Any, list[dict]]:
+        """(page, code cells) of a notebook after *Run All Cells*."""
+        place = NOTEBOOKS.index(name)
+        for upcoming in NOTEBOOKS[place:place + AT_ONCE]:
+            if upcoming not in self.pages:
+                self._start(upcoming)
+        return self.pages[name], run_through(self.server, self.pages[name], self._copy(name))
+
+    def _copy(self, name: str) -> str:
+        return str(self.folder / f'{COPY}{name}')
+
+    def _start(self, name: str) -> None:
+        copy, errors = self._copy(name), self.script_errors.setdefault(name, [])
+        notebook = self.server.call('GET', f'contents/{self.folder / name}')['content']
+        for cell in notebook['cells']:
+            if cell['cell_type'] == 'code':
+                cell.update(outputs=[], execution_count=None)
+        self.server.call('PUT', f'contents/{copy}', {'type': 'notebook', 'format': 'json', 'content': notebook})
+        page = self.pages[name] = self.browser.new_context(viewport={'width': 1440, 'height': 1000}).new_page()
+        page.on('pageerror', lambda error: errors.append(str(error)))
+        # A workspace of its own: none opens what another one has open.
+        workspace = Path(name).stem.replace('.', '-')  # a name with a dot leads to the front page
+        url = f'{self.server.base}/lab/workspaces/{workspace}/tree/{urllib.parse.quote(copy)}'
+        open_notebook(self.server, page, copy, f'{url}?token={self.server.token}')
         page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
         page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
-        cells = run_through(server, page, copy)
+
+    def end(self, name: str) -> None:
+        """Leave nothing of it: tab, kernel, copy."""
+        copy = self._copy(name)
+        if page := self.pages.get(name):
+            page.context.close()
+        for session in self.server.call('GET', 'sessions'):
+            if session['path'] == copy:
+                self.server.call('DELETE', f'sessions/{session["id"]}')
+        with contextlib.suppress(urllib.error.HTTPError):  # it was never made
+            self.server.call('DELETE', f'contents/{copy}')
+
+
+@pytest.fixture(scope='module')
+def visits(server, browser) -> Iterator[Visits]:
+    made = Visits(server, browser)
+    yield made
+    for name in [*made.script_errors]:
+        made.end(name)
+
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_every_notebook_runs_through(visits, name):
+    """*Run All* leaves no error cell but those that announce one, and where there are widgets to try, they respond."""
+    try:
+        page, cells = visits.run(name)
         assert [c['source'] for c in cells if c['execution_count'] is None] == []
         assert [o for c in cells for o in c['outputs'] if o['output_type'] == 'error'
                 and 'raises-exception' not in c['metadata'].get('tags', [])] == []
-        widget_responds(page)
+        for check in WIDGETS.get(name[:2], []):
+            check(page)
+        screenshot(page, f'3_{Path(name).stem}')
+        assert visits.script_errors[name] == []
     finally:
-        for session in server.call('GET', 'sessions'):
-            if session['path'] == copy:
-                server.call('DELETE', f'sessions/{session["id"]}')
-        server.call('DELETE', f'contents/{copy}')
+        visits.end(name)
 
 
-def widget_responds(page: Any) -> None:
-    """The controls of the tour appear, and moving the slider draws another picture."""
-    picture = page.locator(f'{IN_FRONT} .widget-html img')
-    scroll_to(page, f'{IN_FRONT} .widget-slider')
-    before = picture.first.get_attribute('src')
+def crop_slider(page: Any) -> None:
+    """00: another size, another picture of the cat."""
+    box = widget(page, '.widget-slider')
     screenshot(page, '3_run')
-    handle = page.locator(f'{IN_FRONT} .widget-slider .noUi-handle').first
-    handle.focus()
-    for _ in range(3):
-        handle.press('ArrowRight')
-    end = time.monotonic() + 60
-    while picture.first.get_attribute('src') == before:
-        assert time.monotonic() < end, 'the picture is the same 60 s after the slider moved'
-        page.wait_for_timeout(200)
+    changed_by(page, box, lambda: pressed(box.locator('.noUi-handle').first, 'ArrowRight', 3))
     screenshot(page, '4_widget')
+
+
+def config_fields(page: Any) -> None:
+    """02: a search finds keys with their files; an override says what it would change."""
+    box = widget(page, 'input[placeholder^="lr, Resize"]')
+    search, override = box.locator('input[type="text"]').all()
+    changed_by(page, box, lambda: search.fill('momentum'), 'imagenet_bs256.py')
+    changed_by(page, box, lambda: override.fill('optimizer.momentum=0.75'), '0.75')
+    screenshot(page, '5_config_explorer')
+
+
+def registry_fields(page: Any) -> None:
+    """03: a search fills the menu; what is chosen there shows its source."""
+    box = widget(page, 'input[placeholder^="ResNet, backbones"]')
+    changed_by(page, box, lambda: box.locator('input[type="text"]').fill('vgg'), 'models/backbones/vgg.py')
+    changed_by(page, box, lambda: box.locator('select').nth(1).select_option('VGG'), 'class VGG(')
+    screenshot(page, '6_registry_browser')
+
+
+def pipeline_sliders(page: Any) -> None:
+    """04: another seed cuts another part out of the photograph; a smaller crop is a smaller picture."""
+    box = widget(page, '.widget-slider')
+    for label in ('seed', 'RandomResizedCrop.size'):
+        handle = box.locator('.widget-slider', has_text=label).locator('.noUi-handle').first
+        changed_by(page, box, lambda handle=handle: pressed(handle, 'ArrowRight', 2))
+    screenshot(page, '7_pipeline_viewer')
+
+
+def confusion_menus(page: Any) -> None:
+    """05: other classes, other images."""
+    box = widget(page, 'select')
+    changed_by(page, box, lambda: box.locator('select').first.select_option(index=4))
+    changed_by(page, box, lambda: box.locator('select').nth(1).select_option(index=9))
+    screenshot(page, '8_confusion_explorer')
+
+
+WIDGETS: dict[str, list[Callable[[Any], None]]] = {
+    '00': [crop_slider], '02': [config_fields], '03': [registry_fields], '04': [pipeline_sliders],
+    '05': [confusion_menus]}
+
+
+def widget(page: Any, control: str) -> Any:
+    """The box that holds the first such control, in view."""
+    scroll_to(page, f'{IN_FRONT} .jp-OutputArea {control}')
+    return page.locator(f'{IN_FRONT} .jp-OutputArea-output', has=page.locator(control)).first
+
+
+def changed_by(page: Any, box: Any, act: Callable[[], Any], words: str = '') -> None:
+    """After `act`, what the box shows (its last HTML) is another, with these words in it."""
+    shown = box.locator('.widget-html-content').last
+    before, end = shown.inner_html(), time.monotonic() + 60
+    act()
+    while (now := shown.inner_html()) == before or words not in shown.inner_text():
+        assert time.monotonic() < end, f'after 60 s the widget shows {"the same" if now == before else now[:300]}'
+        page.wait_for_timeout(200)
+
+
+def pressed(control: Any, key: str, times: int) -> None:
+    control.focus()
+    for _ in range(times):
+        control.press(key)
 
 
 def scroll_to(page: Any, selector: str) -> None:
