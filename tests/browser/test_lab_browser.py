@@ -51,7 +51,7 @@ class Server:
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(
-            f'{self.base}/api/{urllib.parse.quote(path)}', method=method,
+            f'{self.base}/{urllib.parse.quote(path)}', method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={'Authorization': f'token {self.token}', 'Content-Type': 'application/json'})
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
@@ -123,7 +123,7 @@ def open_notebook(server: Server, page: Any, path: str, url: str) -> None:
 
 
 def kernel_state(server: Server, path: str) -> str:
-    states = [s['kernel']['execution_state'] for s in server.call('GET', 'sessions') if s['path'] == path]
+    states = [s['kernel']['execution_state'] for s in server.call('GET', 'api/sessions') if s['path'] == path]
     return states[0] if states else 'not started'
 
 
@@ -167,32 +167,36 @@ class Visits:
     def _copy(self, name: str) -> str:
         return str(self.folder / f'{COPY}{name}')
 
+    @staticmethod
+    def _workspace(name: str) -> str:
+        """One of its own: no tab opens what another has open. A name with a dot would lead to the front page."""
+        return f'{COPY}{Path(name).stem}'.replace('.', '_')
+
     def _start(self, name: str) -> None:
         copy, errors = self._copy(name), self.script_errors.setdefault(name, [])
-        notebook = self.server.call('GET', f'contents/{self.folder / name}')['content']
+        notebook = self.server.call('GET', f'api/contents/{self.folder / name}')['content']
         for cell in notebook['cells']:
             if cell['cell_type'] == 'code':
                 cell.update(outputs=[], execution_count=None)
-        self.server.call('PUT', f'contents/{copy}', {'type': 'notebook', 'format': 'json', 'content': notebook})
+        self.server.call('PUT', f'api/contents/{copy}', {'type': 'notebook', 'format': 'json', 'content': notebook})
         page = self.pages[name] = self.browser.new_context(viewport={'width': 1440, 'height': 1000}).new_page()
         page.on('pageerror', lambda error: errors.append(str(error)))
-        # A workspace of its own: none opens what another one has open.
-        workspace = Path(name).stem.replace('.', '-')  # a name with a dot leads to the front page
-        url = f'{self.server.base}/lab/workspaces/{workspace}/tree/{urllib.parse.quote(copy)}'
+        url = f'{self.server.base}/lab/workspaces/{self._workspace(name)}/tree/{urllib.parse.quote(copy)}'
         open_notebook(self.server, page, copy, f'{url}?token={self.server.token}')
         page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
         page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
 
     def end(self, name: str) -> None:
-        """Leave nothing of it: tab, kernel, copy."""
+        """Leave nothing of it: tab, kernel, copy, workspace."""
         copy = self._copy(name)
         if page := self.pages.get(name):
             page.context.close()
-        for session in self.server.call('GET', 'sessions'):
+        for session in self.server.call('GET', 'api/sessions'):
             if session['path'] == copy:
-                self.server.call('DELETE', f'sessions/{session["id"]}')
-        with contextlib.suppress(urllib.error.HTTPError):  # it was never made
-            self.server.call('DELETE', f'contents/{copy}')
+                self.server.call('DELETE', f'api/sessions/{session["id"]}')
+        for path in (f'api/contents/{copy}', f'lab/api/workspaces/{self._workspace(name)}'):
+            with contextlib.suppress(urllib.error.HTTPError):  # it was never made
+                self.server.call('DELETE', path)
 
 
 @pytest.fixture(scope='module')
@@ -313,7 +317,7 @@ def run_through(server: Server, page: Any, path: str) -> list[dict]:
         page.wait_for_timeout(2000)
         page.keyboard.press('Control+s')
         page.wait_for_timeout(1000)
-        content = server.call('GET', f'contents/{path}')['content']
+        content = server.call('GET', f'api/contents/{path}')['content']
         cells = [c for c in content['cells'] if c['cell_type'] == 'code' and c['source'].strip()]
         idle = kernel_state(server, path) == 'idle'
         waiting = [c for c in cells if c['execution_count'] is None]
