@@ -151,7 +151,8 @@ class Visits:
     """Each notebook as a copy in a tab and a workspace of its own. The next one is started before one is waited for."""
 
     def __init__(self, server: Server, browser: Any) -> None:
-        self.server, self.browser = server, browser
+        self.server = server
+        self.visitor = browser.new_context(viewport={'width': 1440, 'height': 1000})  # one: its cache holds the scripts
         self.folder = Path(server.notebook).parent
         self.pages: dict[str, Any] = {}
         self.script_errors: dict[str, list[str]] = {}
@@ -179,7 +180,7 @@ class Visits:
             if cell['cell_type'] == 'code':
                 cell.update(outputs=[], execution_count=None)
         self.server.call('PUT', f'api/contents/{copy}', {'type': 'notebook', 'format': 'json', 'content': notebook})
-        page = self.pages[name] = self.browser.new_context(viewport={'width': 1440, 'height': 1000}).new_page()
+        page = self.pages[name] = self.visitor.new_page()
         page.on('pageerror', lambda error: errors.append(str(error)))
         url = f'{self.server.base}/lab/workspaces/{self._workspace(name)}/tree/{urllib.parse.quote(copy)}'
         open_notebook(self.server, page, copy, f'{url}?token={self.server.token}')
@@ -190,7 +191,7 @@ class Visits:
         """Leave nothing of it: tab, kernel, copy, workspace."""
         copy = self._copy(name)
         if page := self.pages.get(name):
-            page.context.close()
+            page.close()
         for session in self.server.call('GET', 'api/sessions'):
             if session['path'] == copy:
                 self.server.call('DELETE', f'api/sessions/{session["id"]}')
@@ -205,6 +206,7 @@ def visits(server, browser) -> Iterator[Visits]:
     yield made
     for name in [*made.script_errors]:
         made.end(name)
+    made.visitor.close()
 
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
@@ -304,7 +306,7 @@ def scroll_to(page: Any, selector: str) -> None:
                 page.locator(selector).first.evaluate("element => element.scrollIntoView({block: 'center'})")
                 page.wait_for_timeout(500)
             return
-        box.evaluate('element => { element.scrollTop += 500 }')
+        box.evaluate('element => { element.scrollTop += 800 }')
     raise AssertionError(f'{selector} is nowhere in the notebook')
 
 
