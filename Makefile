@@ -92,14 +92,14 @@ demo: ## the whole way from config to report, in three minutes
 notebooks: venv ## run notebooks/*.py and write the .ipynb files anew
 	@$(PY) -m workspace_lib.tools.notebooks
 
-notebooks-check: venv ## run the notebooks, compare with what is committed
-	@$(PY) -m workspace_lib.tools.notebooks --check
+notebooks-check: venv ## run the notebooks, two at a time, compare with what is committed
+	@$(PY) -m workspace_lib.tools.notebooks --check --jobs 2
 
 # One thread for each of torch's pools: with two cores and worker processes, more only get in each other's way.
 test: ## run the tests (ARGS='-k registry' for a part of them)
 	@$(SET_UP_AND_RUN) env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m pytest -q $(ARGS)
 
-test-browser: venv ## open the lab in a headless Chromium and run the tour
+test-browser: venv ## run every notebook in a headless Chromium, and move the widgets
 	@$(PY) -m pytest -q -m browser tests/browser $(ARGS)
 
 pictures: venv ## the README's pictures of the lab, photographed anew in a headless Chromium

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # The whole game in five minutes
 #
+# [한국어](00_tour.ko.ipynb)
+#
 # **What happens between a config file and a tested classifier?** You will load a config and ask where its values come
 # from, see a registry build a model, classify photographs with real ImageNet weights, train LeNet-5 on real digits, look
 # at its worst mistakes, open the checkpoint and test again.
@@ -137,7 +139,7 @@ for record in trace.records:
 #
 # But when did the dictionary learn the name `LeNet5`? At import, through this chain; the last line is the class itself.
 
-# %% tags=["varies"]
+# %%
 for line in MODELS.registered_by('LeNet5'):
     print(shown(line))
 
@@ -398,17 +400,27 @@ commands.train(linear, folder, seed=0, device='cpu')
 assert plots.read_log(folder)[-1]['accuracy_top-1'] > 75  # one layer goes a long way on digits
 
 # %% [markdown]
+# ## The same way with a debugger
+#
+# Every arrow above is a plain function call, so step into it. In VS Code choose the launch entry **train** (*Run and
+# Debug*) with `lenet/lenet5_mnist5k.py`. Three breakpoints:
+#
+# 1. `build_from_cfg` in `workspace_lib/registry.py`: it stops for each part that is built; look at `cfg`, at `registry.name`,
+#    and at the call stack, which shows in whose constructor you are.
+# 2. `EpochBasedRunner._iterate` in `workspace_lib/runner.py`: one step of training; look at `batch['img'].shape` before it, and at
+#    `self.outputs` after `forward`.
+# 3. `BaseDataset.evaluate` in `workspace_lib/datasets/base.py`: look at `len(results)` and `results[0].shape`.
+#
+# In mmclassification the same way is `tools/train.py` → `mmcls/apis/train.py` → `mmcv/runner/epoch_based_runner.py`. Without VS Code:
+# switch the debugger of JupyterLab on (the bug at the upper right), or write `breakpoint()` where you want to stop; after an
+# exception, `%debug` opens the frame where it happened.
+#
 # ## Where to go next
 #
 # - Take the walk again with your own hands on it: `workspace config CONFIG --origin`, `workspace train`, `workspace test`,
 #   `workspace infer PHOTO CONFIG CHECKPOINT`. `make demo` tells this story as one page that you can send to somebody.
 # - Read the code in the order in which it ran: `apis.py`, `registry.py`, `runner.py`, `loops.py`, `checkpoint.py`.
-# - **With a debugger**: every arrow above is a plain function call, so step into it. In JupyterLab switch the debugger on
-#   (the bug at the upper right) and set a breakpoint in a cell; after an exception, `%debug` opens the frame where it
-#   happened. For a file of the library, write `breakpoint()` where you want to stop, or start
-#   `python -m pdb -m workspace_lib.tools.cli test CONFIG CHECKPOINT --metrics accuracy`. Good places:
-#   `build_from_cfg` in `registry.py`, `EpochBasedRunner.train` in `runner.py`, `ImageClassifier.simple_test` in
-#   `models/classifier.py`. For a step of the pipeline keep `data.workers_per_gpu=0`: worker processes have no debugger.
+# - Next: [01_environment](01_environment.ipynb), what all this runs in; or at once [02_config](02_config.ipynb).
 
 # %%
 runs.cleanup()

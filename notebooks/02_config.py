@@ -399,3 +399,5 @@ for path, loaded in ours.items():
 #
 # In mmclassification the same way is `tools/train.py` → `mmcv/utils/config.py`: `Config.fromfile`, `_merge_a_into_b`,
 # `merge_from_dict`.
+#
+# Next: [03_registry](03_registry.ipynb), how a dictionary with a `type` becomes an object.

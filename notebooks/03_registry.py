@@ -388,6 +388,8 @@ assert chain(torch.ones(1)).item() == 10
 #
 # In mmclassification the same way is `tools/train.py` → `mmcls/models/builder.py` → `mmcv/utils/registry.py`:
 # `Registry._register_module`, `build_from_cfg`; and `mmcls/models/classifiers/image.py`.
+#
+# Next: [04_inference](04_inference.ipynb), what the objects do with an image.
 
 # %%
 folder.cleanup()

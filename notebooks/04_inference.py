@@ -359,3 +359,5 @@ assert model.CLASSES[int(averaged.argmax())] == 'espresso'
 #
 # In mmclassification the same way is `demo/image_demo.py` → `mmcls/apis/inference.py`: `init_model`, `inference_model` → `mmcv.parallel.collate` and
 # `scatter` → `mmcls/models/classifiers/base.py`: `forward_test` → `mmcls/models/heads/linear_head.py`: `simple_test`.
+#
+# Next: [05_test_loop](05_test_loop.ipynb), the same for a thousand images.

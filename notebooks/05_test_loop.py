@@ -249,6 +249,9 @@ for low, high in ((0.0, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 0.99), (0.99, 1.01))
     print(f'said {100 * low:3.0f} to {min(100, 100 * high):3.0f} %: {inside.sum():4d} images, {100 * right[inside].mean():5.1f} % right')
 
 # %% [markdown]
+# This one is right more often than it says: after two epochs it is still modest. A network that was trained until its loss is almost
+# 0 mostly errs the other way, which label smoothing (notebook 08) holds back. Exercise 3 makes one number of this table.
+#
 # ## 6. Several labels an image
 #
 # On a photograph there may be a dog *and* a bicycle. Labels are then rows of 0 and 1, the head ends in one sigmoid for each class
@@ -367,6 +370,8 @@ assert calibration_error(np.array([1.0, 1.0]), np.array([True, False])) == 0.5
 #
 # In mmclassification the same way is `tools/test.py` → `mmcls/apis/test.py`: `single_gpu_test`, `multi_gpu_test` →
 # `mmcls/datasets/base_dataset.py`: `evaluate` → `mmcls/core/evaluation/eval_metrics.py`.
+#
+# Next: [06_train_loop](06_train_loop.ipynb), how the weights became what was tested here.
 
 # %%
 runs.cleanup()

@@ -84,6 +84,9 @@ print(logits.grad)
 assert torch.allclose(logits.grad, (logits.detach().softmax(1) - should) / 2)
 
 # %% [markdown]
+# Each row sums to 0: what the right logit gains, the others lose. A right and sure answer hardly pulls at the weights, a wrong and
+# sure one pulls as hard as it can. (The 2 is the batch: a mean, so that the gradient does not grow with its size.)
+#
 # ## 2. Softer labels
 #
 # With the label 1 for the right class the loss falls as long as the logits grow, and the network becomes surer than it should be. *Label
@@ -251,6 +254,9 @@ for policy in (dict(policy='step', step=[30, 60, 90]), dict(policy='CosineAnneal
     display(lr_plot(recipe, iters_per_epoch=100))
 
 # %% [markdown]
+# A run that is resumed at iteration 500 asks for iteration 500: the checkpoint holds that number and, in the optimizer's groups, the
+# rate that the config began with (`initial_lr`, as in mmcv). The rest is the formula, so that no counter can be off by one.
+#
 # `workspace vis_lr CONFIG` draws the same in a terminal. The steps of `step` are in epochs and `warmup_iters` in iterations, unless the
 # config says otherwise; the picture shows what you wrote, not what you meant.
 #
@@ -341,3 +347,5 @@ assert torch.allclose(w, weight)
 #
 # In mmclassification the same way is `mmcls/models/losses/cross_entropy_loss.py`, `mmcv/runner/hooks/lr_updater.py` (a class for each policy, which
 # counts for itself), `mmcv/runner/hooks/optimizer.py`, and `mmcv/runner/optimizer/default_constructor.py`.
+#
+# Next: [09_checkpoints](09_checkpoints.ipynb), what is kept of all this.

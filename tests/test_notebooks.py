@@ -22,6 +22,17 @@ import time; time.time()
 
 # %% tags=["raises-exception"]
 1 / 0
+
+# %%
+import ipywidgets
+slider = ipywidgets.IntSlider()
+slider
+
+# %%
+ipywidgets.HBox([slider])
+
+# %%
+slider
 '''
 
 
@@ -49,6 +60,22 @@ def test_writing_twice_gives_the_same_but_for_cells_that_vary(written, folder):
     first, second = (json.loads((f / '00_a.ipynb').read_text()) for f in (written, folder))
     del first['cells'][2]['outputs'], second['cells'][2]['outputs']
     assert first == second
+
+
+def test_widgets_are_numbered_by_their_order_so_that_a_new_run_changes_no_line(written):
+    """A page finds the pictures of a widget by its number in the kernel, which a saved notebook does not have."""
+    cells = json.loads((written / '00_a.ipynb').read_text())['cells'][-3:]
+    slider, box, again = (cell['outputs'][0]['data'][notebooks.WIDGET]['model_id'] for cell in cells)
+    assert slider == again == f'{0:032x}' and box == f'{1:032x}'
+
+
+def test_notebooks_are_named_with_or_without_their_ending(folder, capsys):
+    (folder / '01_b.ko.py').write_text('# %%\nprint(1)\n')
+    for name in ('01_b.ko', str(folder / '01_b.ko.py')):
+        assert notebooks.main(['--folder', str(folder), name]) == 0
+    assert (folder / '01_b.ko.ipynb').exists() and capsys.readouterr().out.count('01_b.ko: 1 cells') == 2
+    assert notebooks.main(['--folder', str(folder), '02_c']) == 1
+    assert '02_c.py' in capsys.readouterr().out
 
 
 def test_no_path_of_this_machine_is_in_it(written):
@@ -88,6 +115,15 @@ def test_cell_that_fails_leaves_the_old_notebook(folder, capsys):
     assert notebooks.main(['--folder', str(folder)]) == 1
     assert 'on purpose' in capsys.readouterr().out
     assert (folder / '00_a.ipynb').read_bytes() == before
+
+
+def test_two_at_a_time_are_told_in_order_and_the_failed_one_counts(folder, capsys):
+    (folder / '01_b.py').write_text('# %%\nimport os; os.getpid() / 0\n')
+    (folder / '02_c.py').write_text('# %%\nprint(1)\n')
+    assert notebooks.main(['--folder', str(folder), '--jobs', '2', '01_b', '02_c']) == 1
+    said = capsys.readouterr().out
+    assert said.index('01_b: FAILED') < said.index('02_c: 1 cells') and 'ZeroDivisionError' in said
+    assert (folder / '02_c.ipynb').exists() and not (folder / '01_b.ipynb').exists()
 
 
 def test_notebook_too_large_for_the_web_is_refused(folder, capsys):

@@ -12,6 +12,8 @@ import os
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ MAX_BYTES = 300_000  # what a web page still shows at once
 CELL_SECONDS = 300
 # A cell tagged so prints times, speeds or paths; its output is shown but not compared.
 VARIES = 'varies'
+WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 
 class NotebookError(Exception):
@@ -68,6 +71,7 @@ def execute(notebook: Any, folder: Path) -> None:
         cell.metadata.pop('execution', None)
         for output in cell.get('outputs', []):
             clean_output(output, folder.parent)
+    number_widgets(notebook)
 
 
 def clean_output(output: Any, root: Path) -> None:
@@ -79,6 +83,15 @@ def clean_output(output: Any, root: Path) -> None:
             output['data'][kind] = without_paths(value, root)
     if 'traceback' in output:
         output['traceback'] = [without_paths(line, root) for line in output['traceback']]
+
+
+def number_widgets(notebook: Any) -> None:
+    """Numbers in the order of the cells for widgets' random names, which mean nothing without the kernel's state."""
+    numbers: dict[str, str] = {}
+    for cell in notebook.cells:
+        for output in cell.get('outputs', []):
+            if widget := output.get('data', {}).get(WIDGET):
+                widget['model_id'] = numbers.setdefault(widget['model_id'], f'{len(numbers):032x}')
 
 
 def without_paths(text: str, root: Path) -> str:
@@ -169,26 +182,37 @@ def write_whole(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
+def named(word: str, folder: Path) -> Path:
+    """The script at that path, or of that name: `02_config` is `folder/02_config.py`."""
+    return Path(word) if word.endswith('.py') else folder / f'{word}.py'
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0 when every notebook ran (and, with ``--check``, equals what is committed), else 1."""
     parser = argparse.ArgumentParser(prog='python -m workspace_lib.tools.notebooks',
                                      description='Run notebooks/*.py and write the .ipynb files beside them.')
-    parser.add_argument('scripts', nargs='*', type=Path, help='some of them (all)')
+    parser.add_argument('scripts', nargs='*', help='some of them, as names or paths: 02_config (all)')
     parser.add_argument('--folder', type=Path, default=CHECKOUT / 'notebooks')
     parser.add_argument('--check', action='store_true', help='write nothing; fail if an output differs')
+    parser.add_argument('--jobs', type=int, default=1, help='so many at a time (1)')
     args = parser.parse_args(argv)
-    scripts = args.scripts or sorted(args.folder.glob('[0-9]*.py'))
+    scripts = [named(word, args.folder) for word in args.scripts] or sorted(args.folder.glob('[0-9]*.py'))
     if not scripts:
         print(f'No notebooks in {args.folder}.')
-    failed = 0
-    for script in scripts:
-        print(f'{script.stem}: ', end='', flush=True)
-        try:
-            print(process(script.resolve(), args.check))
-        except (NotebookError, OSError) as error:
-            print(f'FAILED: {error}')
-            failed += 1
-    return 1 if failed else 0
+    passed = True
+    with ThreadPoolExecutor(args.jobs) as pool:  # the work is done by the kernels, processes of their own
+        for script, (good, said) in zip(scripts, pool.map(partial(attempt, check=args.check), scripts), strict=True):
+            print(f'{script.stem}: {said}', flush=True)
+            passed &= good
+    return 0 if passed else 1
+
+
+def attempt(script: Path, check: bool) -> tuple[bool, str]:
+    """(did `process` succeed, what to print)."""
+    try:
+        return True, process(script.resolve(), check)
+    except (NotebookError, OSError) as error:
+        return False, f'FAILED: {error}'
 
 
 if __name__ == '__main__':
