@@ -261,7 +261,7 @@ assert np.isclose(before, by_hand) and before < 30
 
 # %%
 work_dir = Path(runs.name) / 'lenet'
-brief = {'runner.max_epochs': 6, 'log_level': 'WARNING'}
+brief = {'runner.max_epochs': 6, 'log_level': 'ERROR'}
 recipe = 'lenet/lenet5_mnist5k.py'
 if not work_dir.exists():  # 실행 기록이 있는 폴더는 절대 덮어쓰지 않는다
     runner = commands.train(recipe, str(work_dir), seed=0, device='cpu', options=brief)

@@ -265,7 +265,7 @@ assert np.isclose(before, by_hand) and before < 30
 
 # %%
 work_dir = Path(runs.name) / 'lenet'
-brief = {'runner.max_epochs': 6, 'log_level': 'WARNING'}
+brief = {'runner.max_epochs': 6, 'log_level': 'ERROR'}
 recipe = 'lenet/lenet5_mnist5k.py'
 if not work_dir.exists():  # a folder with a run is never written over
     runner = commands.train(recipe, str(work_dir), seed=0, device='cpu', options=brief)

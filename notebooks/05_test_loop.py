@@ -57,7 +57,7 @@ def boundary(name, x):
 
 # %%
 recipe, work_dir = 'lenet/lenet5_mnist5k.py', Path(runs.name) / 'lenet'
-brief = {'runner.max_epochs': 2, 'log_level': 'WARNING'}
+brief = {'runner.max_epochs': 2, 'log_level': 'ERROR'}
 if not work_dir.exists():
     _ = commands.train(recipe, str(work_dir), seed=0, device='cpu', validate=False, options=brief)
 

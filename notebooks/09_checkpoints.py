@@ -75,7 +75,7 @@ def boundary(name, x):
 # %%
 recipe = 'lenet/lenet5_mnist5k.py'
 brief = {'runner.max_epochs': 3, 'checkpoint_config': dict(interval=1, max_keep_ckpts=-1),
-         'log_level': 'WARNING'}
+         'log_level': 'ERROR'}
 if not Path('run').exists():
     _ = commands.train(recipe, 'run', seed=0, device='cpu', validate=False, options=brief)
 print(*sorted(path.name for path in Path('run').glob('*.pth')), '| latest.pth ->', os.readlink('run/latest.pth'))
