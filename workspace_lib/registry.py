@@ -51,7 +51,9 @@ class Registry:
         inherited = build_from_cfg if parent is None else parent.build_func
         self.build_func: Callable[..., Any] = build_func or inherited
         if parent is not None:
-            parent._add_child(self)
+            if self.scope in parent.children:
+                raise AssertionError(f'scope {self.scope} exists in {parent.name} registry')
+            parent.children[self.scope] = self
 
     def __len__(self) -> int:
         return len(self.module_dict)
@@ -63,11 +65,6 @@ class Registry:
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(name={self.name}, items={self.module_dict})'
-
-    def _add_child(self, child: Registry) -> None:
-        if child.scope in self.children:
-            raise AssertionError(f'scope {child.scope} exists in {self.name} registry')
-        self.children[child.scope] = child
 
     def _home(self, key: str) -> tuple[Registry | None, str]:
         """The registry that `scope.Name` points to (None for an unknown scope), and the bare name in it."""
