@@ -27,13 +27,12 @@ def address_of(scheme: str, name: str) -> str:
     """
     if scheme in ('torchvision', 'modelzoo'):
         return _of_torchvision(name)
-    other = 'mmcls' if scheme.startswith('open') else 'open-mmlab'
-    own = 'open-mmlab' if scheme.startswith('open') else 'mmcls'
-    key = name.removesuffix('.pth')
-    found = _names()[own].get(key) or _names()[other].get(key) or _files().get(key)
+    tables = _names()
+    own = tables['open-mmlab' if scheme.startswith('open') else 'mmcls']
+    known = {**_files(), **tables['open-mmlab'], **tables['mmcls'], **own}  # of two with one name the scheme's own
+    found = known.get(name.removesuffix('.pth'))
     if found is None:
-        raise ValueError(f'{scheme}://{name} is unknown; '
-                         f'nearest: {nearest(name, [*_names()[own], *_names()[other], *_files()])}')
+        raise ValueError(f'{scheme}://{name} is unknown; nearest: {nearest(name, [*known])}')
     return _HOST + found[0]
 
 
