@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair as pair
 
 from ...arguments import check_known
 from ..builder import BACKBONES
@@ -24,11 +25,6 @@ GELU: Cfg = dict(type='GELU')
 LN: Cfg = dict(type='LN')
 PRECISE_LN: Cfg = dict(type='LN', eps=1e-6)
 Size = int | Sequence[int]
-
-
-def pair(size: Size) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
 
 
 class PatchEmbed(nn.Module):
