@@ -65,14 +65,11 @@ def _of_torchvision(name: str) -> str:
     known = models.list_models(module=models)
     if model not in known:
         raise ValueError(f'torchvision://{name} is unknown; nearest: {nearest(model, known)}')
-    weights = models.get_model_weights(model)
-    if tag == 'default':
-        return weights.DEFAULT.url
-    url = next((one.url for one in weights if tag in ('', one.name.lower())), None)
-    if url is None:
-        raise ValueError(f'torchvision has no such weights of {model}: {tag!r}; '
-                         f'it has {", ".join(one.name.lower() for one in weights) or "none"}')
-    return url
+    weights = {key.lower(): one for key, one in models.get_model_weights(model).__members__.items()}
+    tag = tag or next(iter(weights), '')
+    if tag not in weights:
+        raise ValueError(f'torchvision has no such weights of {model}: {tag!r}; it has {", ".join(weights) or "none"}')
+    return weights[tag].url
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
