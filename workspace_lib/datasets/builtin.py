@@ -60,9 +60,7 @@ class MNIST(BaseDataset):
                     os.replace(file, done / file.name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        path = self._find(name)
-        assert path is not None  # torchvision has it where we look
-        return path
+        return done / name
 
     def _find(self, name: str) -> Path | None:
         root = Path(self.data_prefix)
