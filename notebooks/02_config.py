@@ -26,10 +26,11 @@ from pathlib import Path
 
 from IPython.display import display
 
-from workspace_lib.config import Config, DictAction
+from workspace_lib.config import Config
 from workspace_lib.recipes import CONFIGS, load_config
 from workspace_lib.tools import config_view
 from workspace_lib.tools.main_commands import add_train
+from workspace_lib.tools.options import DictAction
 
 # %% [markdown]
 # ```mermaid

@@ -31,8 +31,8 @@ from workspace_lib.apis import load_config
 from workspace_lib.models import build_classifier
 from workspace_lib.registry import BACKBONES, HEADS, MODELS, Registry, build_from_cfg
 from workspace_lib.tools import registry_view
-from workspace_lib.tools.build_tree import BuildTree
-from workspace_lib.trace import shown, trace_builds
+from workspace_lib.tools.build_tree import BuildTree, trace_builds
+from workspace_lib.trace import shown
 
 torch.set_num_threads(1)
 

@@ -16,8 +16,8 @@ import torch
 from workspace_lib import borrow
 from workspace_lib.datasets import Pipeline
 from workspace_lib.models import build_classifier
-from workspace_lib.registry import DATASETS, HOOKS, MODELS, PIPELINES, Registry, trace_builds
-from workspace_lib.tools.build_tree import BuildTree
+from workspace_lib.registry import DATASETS, HOOKS, MODELS, PIPELINES, Registry
+from workspace_lib.tools.build_tree import BuildTree, trace_builds
 
 has_peer = importlib.util.find_spec('mmcls') is not None and importlib.util.find_spec('mmcv') is not None
 needs_peer = pytest.mark.skipif(not has_peer, reason='mmcls is not installed: nothing to borrow from')

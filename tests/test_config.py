@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from workspace_lib.config import Config, ConfigDict, DictAction, place_text, where
+from workspace_lib.config import Config, ConfigDict, place_text, where
+from workspace_lib.tools.options import DictAction
 
 
 @pytest.fixture

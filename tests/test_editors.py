@@ -20,8 +20,8 @@ import yaml
 from debug_client import DebugClient
 from PIL import Image
 
-from workspace_lib.config import DictAction
 from workspace_lib.tools.cli import build_parser
+from workspace_lib.tools.options import DictAction
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = 'third_party/mmcls/'

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from workspace_lib.registry import Registry, trace_builds
-from workspace_lib.tools.build_tree import BuildTree
+from workspace_lib.registry import Registry
+from workspace_lib.tools.build_tree import BuildTree, trace_builds
 from workspace_lib.trace import shown
 
 PARTS = Registry('part')

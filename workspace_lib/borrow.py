@@ -27,11 +27,9 @@ def offer(table: str) -> Offer:
     module, _, name = table.partition(':')
     try:
         registry = getattr(_quietly_imported(module), name)
-    except ModuleNotFoundError as error:
-        if (error.name or '').partition('.')[0] not in ('mmcls', 'mmcv'):
-            return Offer({}, f' mmcls, of which it might be borrowed, is installed, but its import failed: {error}')
-        return Offer({}, f' A class of mmclassification would be borrowed from it: {INSTALL}')
-    except Exception as error:  # of a package that is too old, or too new, for what else is installed
+    except Exception as error:  # not there, or too old or too new for what else is installed
+        if isinstance(error, ModuleNotFoundError) and (error.name or '').partition('.')[0] in ('mmcls', 'mmcv'):
+            return Offer({}, f' A class of mmclassification would be borrowed from it: {INSTALL}')
         return Offer({}, f' mmcls, of which it might be borrowed, cannot be imported: {type(error).__name__}: {error}')
     classes = {key: cls for key, cls in registry.module_dict.items() if _is_lendable(table, cls)}
     return Offer(classes, f' {lender_of(next(iter(classes.values())))} does not lend it either.')

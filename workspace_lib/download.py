@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import socket
 import ssl
 import time
@@ -126,20 +127,16 @@ def _download(url: str, part: Path, target: Path) -> None:
         resumed = part.stat().st_size > 0
         _with_retries(url, part)
         if resumed and not _is_intact(part, target.name):  # what lay there belonged to something else
-            _empty(part)
+            os.truncate(part, 0)  # not unlinked: it is the file that is held
             _with_retries(url, part)
     except _NETWORK as error:
         raise ConnectionError(f'{url} could not be fetched: {_reason(error)}. On a machine that can, download it, and '
                               f'put it at {target}; or give its path instead of the address') from error
     if not _is_intact(part, target.name):
-        _empty(part)
+        os.truncate(part, 0)
         raise ValueError(f'{url} gave a file whose SHA-256 does not begin with {_hash_in(target.name)}, as its name '
                          'says; nothing was kept. If you trust it, download it yourself and give its path')
     os.replace(part, target)
-
-
-def _empty(part: Path) -> None:
-    os.truncate(part, 0)  # the same file, which is held
 
 
 def _reason(error: BaseException) -> object:
@@ -179,7 +176,7 @@ class _SameRules(urllib.request.HTTPRedirectHandler):
 def _attempt(url: str, part: Path) -> None:
     """Add to `part` what is missing; raises `_BrokenOff` where less came than was promised."""
     if not _hash_in(part.stem):  # nothing could tell whether two halves belong together
-        _empty(part)
+        os.truncate(part, 0)
     start = part.stat().st_size
     request = urllib.request.Request(url, headers={'User-Agent': 'workspace', 'Accept-Encoding': 'identity'})
     if start:
@@ -191,7 +188,7 @@ def _attempt(url: str, part: Path) -> None:
             raise
         if _is_intact(part, part.stem):  # all of it was there already
             return
-        _empty(part)
+        os.truncate(part, 0)
         raise
     with response, part.open('r+b') as file:
         if not _goes_on_at(response, start):  # a server that knows no ranges begins anew
@@ -212,10 +209,8 @@ def _goes_on_at(response: HTTPResponse, start: int) -> bool:
 def _copy(response: HTTPResponse, file: BinaryIO, start: int, name: str) -> None:
     length = response.headers.get('Content-Length')
     total = start + int(length) if length else None
-    with tqdm(total=total, initial=start, desc=name, unit='B', unit_scale=True, disable=None) as bar:
-        while chunk := response.read(_CHUNK):
-            file.write(chunk)
-            bar.update(len(chunk))
+    with tqdm.wrapattr(response, 'read', total=total, initial=start, desc=name, disable=None) as counted:
+        shutil.copyfileobj(counted, file, _CHUNK)
     file.flush()
     os.fsync(file.fileno())
     if total is not None and file.tell() < total:

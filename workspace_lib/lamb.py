@@ -43,8 +43,6 @@ class Lamb(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         grads = [p.grad for group in self.param_groups for p in group['params'] if p.grad is not None]
-        if any(grad.is_sparse for grad in grads):
-            raise RuntimeError('Lamb does not take sparse gradients; SparseAdam does')
         # A tensor, so that no step waits for the GPU.
         limit = self.defaults['max_grad_norm']
         excess = (torch.nn.utils.get_total_norm(grads) / (math.inf if limit is None else limit)).clamp(min=1.0)

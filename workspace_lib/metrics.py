@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Number
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,24 @@ Thresholds = float | Sequence[Threshold]
 Value = float | np.ndarray
 
 
-class SingleLabelCounts:
+class Counts:
+    """Tensors of counts, and the settings by which was counted; two of the same settings add."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The counts themselves, to be summed in place over ranks (`all_reduce`)."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Tensor))
+
+    def merge(self, other: Self) -> None:
+        """Add the counts of another part of the same data set."""
+        mine, theirs = ({name: value for name, value in vars(counts).items() if not isinstance(value, Tensor)}
+                        for counts in (self, other))
+        if mine != theirs:
+            raise ValueError(f'counts of different settings do not add: {mine} and {theirs}')
+        for ours, more in zip(self.tensors(), other.tensors(), strict=True):
+            ours += more.to(ours.device)
+
+
+class SingleLabelCounts(Counts):
     """What every single-label metric is made of; merged, two of them equal all their samples counted at once.
 
     All counts are int64: `samples` (), `correct` (K, T), `predicted` and `hits` (T, C), `labelled` (C,) for
@@ -41,10 +58,6 @@ class SingleLabelCounts:
         self.correct = torch.zeros(len(self.topk), len(self.thrs), dtype=torch.int64, device=device)
         self.predicted, self.hits = torch.zeros(2, len(self.thrs), class_count, dtype=torch.int64, device=device)
         self.labelled = torch.zeros(class_count, dtype=torch.int64, device=device)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The counts themselves, to be summed in place over ranks (`all_reduce`)."""
-        return self.samples, self.correct, self.predicted, self.hits, self.labelled
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Add scores (n, C) and int labels (n,). On a GPU this is a sync point: the labels are checked.
@@ -65,14 +78,6 @@ class SingleLabelCounts:
             positive = torch.ones_like(top, dtype=torch.bool) if thr is None else ~(top_score <= thr)
             self.predicted[row] += torch.bincount(top[positive], minlength=self.class_count)
             self.hits[row] += torch.bincount(top[positive & (top == labels)], minlength=self.class_count)
-
-    def merge(self, other: SingleLabelCounts) -> None:
-        """Add the counts of another part of the same data set."""
-        mine, theirs = (self.class_count, self.topk, self.thrs), (other.class_count, other.topk, other.thrs)
-        if mine != theirs:
-            raise ValueError(f'counts of different (class_count, topk, thrs) do not add: {mine} and {theirs}')
-        for ours, more in zip(self.tensors(), other.tensors(), strict=True):
-            ours += more.to(ours.device)
 
     def accuracy(self) -> Tensor:
         """(K, T) float32 percent."""
@@ -188,7 +193,9 @@ def evaluate(results: Any, gt_labels: Any, metric: str | Iterable[str] = 'accura
             of range.
     """
     wanted = applicable(metric, METRICS, MULTI_LABEL_METRICS, 'a multi-label data set')
-    options = _checked_options(metric_options or {})
+    options = metric_options or {}
+    for key in set(options) - set(OPTIONS):
+        _log.warning('metric_options has no %r, ignored; known: %s', key, ', '.join(OPTIONS))
     scores, labels = _pair(results, gt_labels)
     if class_count is not None and scores.shape[1] < class_count:
         raise ValueError(f'each result holds {scores.shape[1]} scores, but the data set has {class_count} classes; '
@@ -320,9 +327,3 @@ def applicable(metric: str | Iterable[str], own: Sequence[str], others: Sequence
     if foreign:
         _log.warning('metrics left out: %s, which need %s', ', '.join(foreign), their_kind)
     return wanted & {*own}
-
-
-def _checked_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    for key in set(options) - set(OPTIONS):
-        _log.warning('metric_options has no %r, ignored; known: %s', key, ', '.join(OPTIONS))
-    return options

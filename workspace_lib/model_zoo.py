@@ -27,13 +27,12 @@ def address_of(scheme: str, name: str) -> str:
     """
     if scheme in ('torchvision', 'modelzoo'):
         return _of_torchvision(name)
-    other = 'mmcls' if scheme.startswith('open') else 'open-mmlab'
-    own = 'open-mmlab' if scheme.startswith('open') else 'mmcls'
-    key = name.removesuffix('.pth')
-    found = _names()[own].get(key) or _names()[other].get(key) or _files().get(key)
+    tables = _names()
+    own = tables['open-mmlab' if scheme.startswith('open') else 'mmcls']
+    known = {**_files(), **tables['open-mmlab'], **tables['mmcls'], **own}  # of two with one name the scheme's own
+    found = known.get(name.removesuffix('.pth'))
     if found is None:
-        raise ValueError(f'{scheme}://{name} is unknown; '
-                         f'nearest: {nearest(name, [*_names()[own], *_names()[other], *_files()])}')
+        raise ValueError(f'{scheme}://{name} is unknown; nearest: {nearest(name, [*known])}')
     return _HOST + found[0]
 
 
@@ -66,14 +65,11 @@ def _of_torchvision(name: str) -> str:
     known = models.list_models(module=models)
     if model not in known:
         raise ValueError(f'torchvision://{name} is unknown; nearest: {nearest(model, known)}')
-    weights = models.get_model_weights(model)
-    if tag == 'default':
-        return weights.DEFAULT.url
-    url = next((one.url for one in weights if tag in ('', one.name.lower())), None)
-    if url is None:
-        raise ValueError(f'torchvision has no such weights of {model}: {tag!r}; '
-                         f'it has {", ".join(one.name.lower() for one in weights) or "none"}')
-    return url
+    weights = {key.lower(): one for key, one in models.get_model_weights(model).__members__.items()}
+    tag = tag or next(iter(weights), '')
+    if tag not in weights:
+        raise ValueError(f'torchvision has no such weights of {model}: {tag!r}; it has {", ".join(weights) or "none"}')
+    return weights[tag].url
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

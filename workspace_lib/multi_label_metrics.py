@@ -16,7 +16,7 @@ from .config.merge import near_names
 from .metrics import METRICS as SINGLE_LABEL_METRICS
 from .metrics import MULTI_LABEL_METRICS as METRICS
 from .metrics import OPTIONS as SINGLE_LABEL_OPTIONS
-from .metrics import Array, applicable
+from .metrics import Array, Counts, applicable
 
 OPTIONS = ('thr', 'k')
 DEFAULT_THR = 0.5
@@ -24,7 +24,7 @@ _EPS = float(np.finfo(np.float32).eps)  # what the original divides by in place 
 _log = logging.getLogger(__name__)
 
 
-class MultiLabelCounts:
+class MultiLabelCounts(Counts):
     """What CP, CR, CF1, OP, OR and OF1 are made of; merged, two of them equal all their samples counted at once.
 
     All int64: `samples` (), and by class (C,) `predicted`, `labelled` and `hits`, which are both. A class is predicted
@@ -43,10 +43,6 @@ class MultiLabelCounts:
         self.samples = torch.zeros((), dtype=torch.int64, device=device)
         self.predicted, self.labelled, self.hits = torch.zeros(3, class_count, dtype=torch.int64, device=device)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The counts themselves, to be summed in place over ranks (`all_reduce`)."""
-        return self.samples, self.predicted, self.labelled, self.hits
-
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Add scores (n, C) and labels (n, C)."""
         if self.k is None:
@@ -58,14 +54,6 @@ class MultiLabelCounts:
         self.samples += len(scores)
         for count, true in ((self.predicted, predicted), (self.labelled, positive), (self.hits, predicted & positive)):
             count += true.sum(0)
-
-    def merge(self, other: MultiLabelCounts) -> None:
-        """Add the counts of another part of the same data set."""
-        mine, theirs = (self.class_count, self.thr, self.k), (other.class_count, other.thr, other.k)
-        if mine != theirs:
-            raise ValueError(f'counts of different (class_count, thr, k) do not add: {mine} and {theirs}')
-        for ours, more in zip(self.tensors(), other.tensors(), strict=True):
-            ours += more.to(ours.device)
 
     def performance(self) -> dict[str, float]:
         """CP, CR, CF1, OP, OR and OF1; a class that is never predicted (labelled) has precision (recall) 0."""

@@ -5,7 +5,7 @@ In: a policy's arguments. Out: f(base value, progress, total) -> value.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
@@ -123,12 +123,9 @@ def _phases(values: Sequence[float], pct_start: float, three_phase: bool, curve:
             progress: int, total: int) -> float:
     """Where `progress` is on the way through `values`, the first of which ends at `pct_start` of `total`."""
     ends = [pct_start * total - 1, *([2 * pct_start * total - 2] if three_phase else []), total - 1]
-    start = 0.
-    for end, begin, target in zip(ends, values, values[1:], strict=True):
-        if progress <= end or end == ends[-1]:
-            return curve(begin, target, (progress - start) / (end - start))
-        start = end
-    raise AssertionError('the last phase returns')
+    phase = min(bisect_left(ends, progress), len(ends) - 1)
+    start = ends[phase - 1] if phase else 0.
+    return curve(values[phase], values[phase + 1], (progress - start) / (ends[phase] - start))
 
 
 def _check_single(**values: Any) -> None:

@@ -1,6 +1,6 @@
 """Names to classes: what a config calls `type='ResNet'` is found, checked and built here.
 
-In: a config dict with a `type`. Out: the object; `trace_builds()` shows what was built on the way.
+In: a config dict with a `type`. Out: the object; `tools.build_tree` shows what was built on the way.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
 from .borrow import Offer, lender_of, offer
 from .config import place
 from .config.merge import near_names
-from .trace import Line, import_chain, recorded, shown, source_line
-from .trace import trace_builds as trace_builds
+from .trace import Line, import_chain, shown, source_line
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ class Registry:
         inherited = build_from_cfg if parent is None else parent.build_func
         self.build_func: Callable[..., Any] = build_func or inherited
         if parent is not None:
-            parent._add_child(self)
+            if self.scope in parent.children:
+                raise AssertionError(f'scope {self.scope} exists in {parent.name} registry')
+            parent.children[self.scope] = self
 
     def __len__(self) -> int:
         return len(self.module_dict)
@@ -63,11 +65,6 @@ class Registry:
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(name={self.name}, items={self.module_dict})'
-
-    def _add_child(self, child: Registry) -> None:
-        if child.scope in self.children:
-            raise AssertionError(f'scope {child.scope} exists in {self.name} registry')
-        self.children[child.scope] = child
 
     def _home(self, key: str) -> tuple[Registry | None, str]:
         """The registry that `scope.Name` points to (None for an unknown scope), and the bare name in it."""
@@ -212,14 +209,20 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry,
         raise TypeError(f'type must be a str, a class or a function, but got {type(target)}'
                         + place(cfg, 'type'))
     try:
-        lender = registry.lender_of(kind) if isinstance(kind, str) else None
-        with recorded(registry.name, kind, target, args, lender) as built:
-            _check_keywords(target, args, cfg)
-            built.append(target(**args))
-            return built[0]
+        return CONSTRUCT.get()(registry, kind, target, args, cfg)
     except Exception as error:
         error.add_note(f'while building {target.__name__}{place(cfg)}')
         raise
+
+
+def _construct(registry: Registry, kind: Any, target: Callable[..., Any], args: dict[str, Any],
+               cfg: dict[str, Any]) -> Any:
+    _check_keywords(target, args, cfg)
+    return target(**args)
+
+
+#: What makes the object of each build, in this thread; whoever watches sets a function that calls the one before it.
+CONSTRUCT: ContextVar[Callable[..., Any]] = ContextVar('construct', default=_construct)
 
 
 def _check_keywords(target: Callable[..., Any], args: dict[str, Any], cfg: dict[str, Any]) -> None:

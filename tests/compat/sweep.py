@@ -36,7 +36,7 @@ from workspace_lib.apis import build_loader, build_training, run_training, set_r
 from workspace_lib.datasets import build_dataset  # noqa: E402
 from workspace_lib.loops import single_gpu_test  # noqa: E402
 from workspace_lib.models import build_classifier  # noqa: E402
-from workspace_lib.trace import trace_builds  # noqa: E402
+from workspace_lib.tools.build_tree import trace_builds  # noqa: E402
 
 #: What mmclassification's own forward pass leaves out: RepVGG's merged blocks do without their SE layers.
 IDLE = {'repvgg/deploy/repvgg-D2se_deploy_4xb64-autoaug-lbs-mixup-coslr-200e_in1k': 'se_layer'}

@@ -4,7 +4,6 @@ In: a .py, .json or .yaml file. Out: a `Config`, a dictionary whose keys are att
 """
 from .config import Config, place, where
 from .node import ConfigDict
-from .options import DictAction
 from .origin import Origin, place_text
 
-__all__ = ['Config', 'ConfigDict', 'DictAction', 'Origin', 'place', 'place_text', 'where']
+__all__ = ['Config', 'ConfigDict', 'Origin', 'place', 'place_text', 'where']

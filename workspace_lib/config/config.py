@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from . import text
@@ -36,8 +37,7 @@ class Config:
             raise TypeError(f'cfg_dict must be a dict, but got {type(cfg_dict)}')
         filename = os.fspath(filename) if filename is not None else None
         if not cfg_text and filename:
-            with open(filename, encoding='utf-8') as file:
-                cfg_text = file.read()
+            cfg_text = Path(filename).read_text(encoding='utf-8')
         self.__setstate__((cfg_dict, filename, cfg_text or '', History(None, plain(cfg_dict))))
 
     @classmethod
@@ -84,8 +84,7 @@ class Config:
         written = text.dumps(self.to_dict(), os.path.splitext(name)[1])
         if file is None:
             return written
-        with open(file, 'w', encoding='utf-8') as stream:
-            stream.write(written)
+        Path(file).write_text(written, encoding='utf-8')
         return None
 
     def to_dict(self) -> dict[Any, Any]:

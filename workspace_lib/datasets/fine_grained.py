@@ -64,7 +64,6 @@ class StanfordCars(BaseDataset):
     Raises:
         FileNotFoundError: no such annotation file.
         ValueError: one without labels, such as `cars_test_annos.mat`.
-        ModuleNotFoundError: scipy, which reads it, is not installed.
     """
 
     CLASSES = class_names('stanford_cars')
@@ -77,10 +76,8 @@ class StanfordCars(BaseDataset):
                          skip_broken=skip_broken)
 
     def load_annotations(self) -> FileInfos:
-        try:
-            from scipy.io import loadmat
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError('StanfordCars needs scipy to read its annotation: pip install scipy') from error
+        from scipy.io import loadmat
+
         path = self.check_file(osp.expanduser(self._annotation),
                                'put the devkit there, or set data_prefix or ann_file')
         records = loadmat(path)['annotations'][0]

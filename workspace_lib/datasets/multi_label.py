@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
-from xml.parsers import expat
 
 import numpy as np
 
@@ -120,17 +119,15 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
+class _WithoutDoctype(ElementTree.TreeBuilder):
+    def doctype(self, *declared: Any) -> None:
+        raise ValueError('declares a document type; entities in it could grow without bound, so it is refused')
+
+
 def _parse_xml(path: str) -> ElementTree.Element:
-    with open(path, 'rb') as file:
-        data = file.read()
-
-    def refuse(*declared: Any) -> None:
-        raise ValueError(f'{path} declares a document type; entities in it could grow without bound, so it is refused')
-
-    guard = expat.ParserCreate()
-    guard.StartDoctypeDeclHandler = refuse
     try:
-        guard.Parse(data, True)
-        return ElementTree.fromstring(data)
-    except (expat.ExpatError, ElementTree.ParseError) as error:
+        return ElementTree.parse(path, ElementTree.XMLParser(target=_WithoutDoctype())).getroot()
+    except ElementTree.ParseError as error:
         raise ValueError(f'{path} is no XML file ({error})') from error
+    except ValueError as error:
+        raise ValueError(f'{path} {error}') from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .builder import CLASSIFIERS, build_backbone, build_head, build_neck
+from .drawing import draw_result
 from .init import BaseModule, InitCfg, Sequential
 
 STAGES = ('backbone', 'neck', 'pre_logits')
@@ -144,8 +145,4 @@ class ImageClassifier(BaseModule):
         loss = found[0] if len(found) == 1 else torch.stack(found).sum()
         return loss, {name: value.detach() for name, value in {**values, 'loss': loss}.items()}
 
-    def show_result(self, img: str | np.ndarray, result: dict[str, Any], **kwargs: Any) -> np.ndarray:
-        """The image with `result` written on it; see `workspace_lib.models.drawing.draw_result`."""
-        from .drawing import draw_result
-
-        return draw_result(img, result, **kwargs)
+    show_result = staticmethod(draw_result)

@@ -77,7 +77,7 @@ class BaseModule(nn.Module):
         self._is_init = True
         if self.init_cfg:
             initialize(self, self.init_cfg)
-        if self.is_pretrained:
+        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
             return
         for child in self.children():
             init_weights = getattr(child, 'init_weights', None)
@@ -87,10 +87,6 @@ class BaseModule(nn.Module):
 
     def init_own(self) -> None:
         """What a class fills by itself, after its `init_cfg` and its children; not what was loaded."""
-
-    @property
-    def is_pretrained(self) -> bool:
-        return isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'
 
 
 class Sequential(BaseModule, nn.Sequential):

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import DictAction
+from .options import DictAction
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import Config, DictAction
+from ..config import Config
 from ..config.node import Path, children
 from .annotate import leaves, origin_text
+from .options import DictAction
 from .table import Table
 
 ABSENT = '(nothing)'

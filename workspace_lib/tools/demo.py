@@ -19,10 +19,10 @@ from ..datasets.decode import decode
 from ..device import describe_device, select_device
 from ..recipes import CONFIGS
 from ..registry import MODELS
-from ..trace import shown, trace_builds
+from ..trace import shown
 from . import commands, plots, report
 from .annotate import annotate, leaves
-from .build_tree import BuildTree
+from .build_tree import BuildTree, trace_builds
 from .photos import PHOTOGRAPHS, photograph
 from .table import Table
 

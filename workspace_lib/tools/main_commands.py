@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..config import DictAction
 from . import launch
 from .arguments import add_checkpoint, add_config, add_device, add_metrics
+from .options import DictAction
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:

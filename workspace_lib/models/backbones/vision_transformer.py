@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair as pair
 
 from ...arguments import check_known
 from ..builder import BACKBONES
@@ -24,11 +25,6 @@ GELU: Cfg = dict(type='GELU')
 LN: Cfg = dict(type='LN')
 PRECISE_LN: Cfg = dict(type='LN', eps=1e-6)
 Size = int | Sequence[int]
-
-
-def pair(size: Size) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
 
 
 class PatchEmbed(nn.Module):
@@ -225,9 +221,6 @@ def resize_pos_embed(pos_embed: Tensor, src_shape: Sequence[int], dst_shape: Seq
     if tuple(src_shape) == tuple(dst_shape):
         return pos_embed
     extra, grid = pos_embed[:, :num_extra_tokens], pos_embed[:, num_extra_tokens:]
-    if grid.shape[1] != math.prod(src_shape):
-        raise ValueError(f'pos_embed has {grid.shape[1]} positions, which are not {src_shape[0]} x {src_shape[1]}; '
-                         'check model.backbone.img_size')
     grid = grid.unflatten(1, tuple(src_shape)).permute(0, 3, 1, 2)  # (1, C, h, w)
     grid = F.interpolate(grid, size=tuple(dst_shape), mode=mode, align_corners=False)
     return torch.cat((extra, grid.flatten(2).transpose(1, 2)), dim=1)
