@@ -118,8 +118,8 @@ assert MMCVConfig.fromfile(cfg.filename)._cfg_dict.to_dict() == cfg.to_dict()
 
 # %%
 from workspace_lib.models import build_classifier
-from workspace_lib.tools.build_tree import BuildTree
-from workspace_lib.trace import shown, trace_builds
+from workspace_lib.tools.build_tree import BuildTree, trace_builds
+from workspace_lib.trace import shown
 
 torch.manual_seed(0)
 with trace_builds() as trace:
