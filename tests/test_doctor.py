@@ -13,10 +13,13 @@ import pytest
 from machine import GIB, SMI_FAILED, SMI_OK, FakeHost
 
 import workspace_lib
+from workspace_lib.datasets.ring import AHEAD, SPARE
 from workspace_lib.tools import doctor, lanes
 from workspace_lib.tools.doctor import Facts, Finding, choose_lane, diagnose, findings
+from workspace_lib.tools.doctor.checks import SHM_WANTED
 from workspace_lib.tools.doctor.host import Owner, Space
 from workspace_lib.tools.doctor.render import exit_status
+from workspace_lib.tools.doctor.symptoms import BY_KEY
 
 ROOT = Path(workspace_lib.__file__).parents[1]
 SOURCES = sorted((ROOT / 'workspace_lib' / 'tools' / 'doctor').glob('*.py'))
@@ -442,6 +445,11 @@ class TestFilesAndDisks:
     def test_shared_memory_small_for_large_batches(self, host):
         host.give_compose(shm_size='256mb')
         assert warning(host).symptom == 'shm'
+
+    def test_shared_memory_is_measured_by_what_the_loader_allocates(self):
+        assert (4 * AHEAD + SPARE) * 256 * 3 * 224 * 224 == SHM_WANTED
+        cause, _ = BY_KEY['shm'].told(shm='64 MiB')
+        assert f'{SHM_WANTED / 2**20:.0f} MiB' in cause and f'{4 * SHM_WANTED / GIB:.1f} GiB as float32' in cause
 
     def test_empty_token(self, host, tmp_path):
         (tmp_path / '.lab').mkdir()

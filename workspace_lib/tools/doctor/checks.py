@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # as a value this needs a Python newer than 3.8
 GIB = 1024 ** 3
 COMPOSE_WANTED = (2, 3)  # the first that takes `name:` in a Compose file; `up --wait` came in 2.1.1
 CAP_SYS_RESOURCE = 24
-# Two batches ready for each of four workers, 256 images of 3x224x224 in uint8: what a large recipe keeps in /dev/shm.
-SHM_WANTED = 4 * 2 * 256 * 3 * 224 * 224
+# What the loader allocates in /dev/shm for a large recipe: two batches for each of four workers and three more, 256
+# images of 3x224x224 in uint8. In numbers, as the doctor runs where there is no torch.
+SHM_WANTED = (4 * 2 + 3) * 256 * 3 * 224 * 224
 DOCKERS_OWN_SHM = 64 * 1024 ** 2
 # Free GiB for what is not there yet: the CUDA devel image with ours on top, the small image, .venv.
 NEEDED = {'gpu': 35, 'cpu': 8, 'local': 9}
@@ -207,7 +208,7 @@ def check_shm(facts: Facts, lane: str) -> Iterator[Finding]:
             yield fault('settings', f'SHM_SIZE={asked} is no size', way_out=way_out)
     if size is None:
         return
-    said = (f'/dev/shm: {size / GIB:.2f} GiB; 4 workers with 256 images of 224x224 each keep '
+    said = (f'/dev/shm: {size / GIB:.2f} GiB; 4 workers with batches of 256 images of 224x224 need '
             f'{SHM_WANTED / GIB:.2f} GiB there')
     if size >= SHM_WANTED:
         yield ok(said)

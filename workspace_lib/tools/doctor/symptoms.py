@@ -175,9 +175,9 @@ SYMPTOMS = (
         r'bus error', r'unable to (open|allocate|write).*shared memory', r'shared memory limit',
         r'no space left on device.*(/dev/shm|torch_shm)',
         r'(/dev/shm|torch_\d+_\d+).*no space left on device'),
-        'Worker processes hand batches over in /dev/shm ({shm}). It must hold workers x 2 x one batch: '
-        'with 4 workers and 256 images of 224x224 that is 294 MiB as this library sends them (uint8), 1.2 '
-        'GiB as float32.',
+        'Worker processes hand batches over in /dev/shm ({shm}). It must hold workers x 2 + 3 batches, which '
+        'the loader allocates before the first: with 4 workers and 256 images of 224x224 that is 404 MiB on '
+        'the way to a GPU (uint8), 1.6 GiB as float32.',
         ('in .env: SHM_SIZE=8gb, then: make up      # the container is made anew',
          'data.workers_per_gpu=0                     # or fewer: --cfg-options on the command line',
          'sudo mount -o remount,size=8G /dev/shm     # without a container')),
