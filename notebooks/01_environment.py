@@ -4,7 +4,7 @@
 # **Where does this code run, and what of that can change a result or end a training?** You will find out whether you are in a
 # container, as whom, on which mounts; which versions decide a number; how much shared memory the loader's workers have, and how a
 # training dies when it is too little; what NVIDIA's management library says of a GPU; and how to read the error messages of all this.
-# Everything here works with and without a container, with and without a GPU: what is not here is played from a record.
+# Everything here works with and without a container, with and without a GPU: what is not here is played from a file.
 #
 # **Time**: fifteen minutes to read; the cells take about fifteen seconds. **Needs**: notebook 00; no GPU, no network.
 #
@@ -27,6 +27,7 @@ import sys
 import tempfile
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -127,7 +128,8 @@ for field in sorted(set(services['lab']) ^ set(services['lab-cpu'])):
 
 # %% [markdown]
 # The two lanes differ by these lines. `deploy` reserves the GPUs: with it a host without a GPU refuses the container, which is why
-# there are two services. `profiles` keeps the CPU's from starting by itself.
+# there are two services. `profiles` keeps the CPU's from starting by itself. `ulimits`, the GPU service's alone, lifts the limit on
+# locked ("pinned") memory, from which a GPU fetches by itself.
 #
 # ## 3. Versions
 #
@@ -150,7 +152,8 @@ assert all(importlib.metadata.version(name) == versions[name] for name in ('torc
 # another order. Each training writes them into `report.json` beside its log, and `workspace rerun` compares them first.
 #
 # mmcv and mmcls are here to compare with; the library does not import them. In OpenMMLab's world a package that was compiled against
-# another torch is the first thing that breaks; here nothing is compiled. A fresh process shows it:
+# another torch is the first thing that breaks. The library itself compiles nothing (the image compiles mmcv's operators, for the
+# comparisons). A fresh process shows that it imports neither:
 
 # %%
 script = "import sys, workspace_lib.apis; print('torch' in sys.modules, 'mmcv' in sys.modules, 'mmcls' in sys.modules)"
@@ -164,9 +167,9 @@ assert said.split() == ['True', 'False', 'False']
 #
 # > lane → mounts, user → versions → **shared memory** → GPU
 #
-# A worker is a process of its own; its batches must get into yours. Copied through a pipe, each byte would cross twice, so torch puts
-# them into `/dev/shm`, a file system whose files are memory, which both processes map. **Predict**: how many bytes lie there when
-# four workers make batches of 256 images of 224 pixels?
+# A worker is a process of its own; its batches must get into yours. Through a pipe each byte would be copied twice, so images go through
+# `/dev/shm`, a file system whose files are memory, which both processes map; labels are small enough for the pipe. **Predict**: how
+# many bytes lie there when four workers make batches of 256 images of 224 pixels?
 
 # %%
 class Photographs(torch.utils.data.Dataset):
@@ -176,31 +179,43 @@ class Photographs(torch.utils.data.Dataset):
         return 2048
 
     def __getitem__(self, index):
-        return dict(img=np.zeros((224, 224, 3), np.uint8), gt_label=index % 10)
+        return dict(img=np.zeros((224, 224, 3), np.uint8), gt_label=np.int64(index % 10))
+
+
+# %%
+def mapping(x):
+    """Of this process's mappings, as the kernel lists them, the one that holds a tensor: (rights, file)."""
+    for line in Path('/proc/self/maps').read_text().splitlines():
+        addresses, rights, _, _, _, *file = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in addresses.split('-'))
+        if start <= x.data_ptr() < end:
+            return rights, re.sub(r'torch_\w+', 'torch_...', ''.join(file))
 
 
 # %%
 few = Loader(Photographs(), 4, num_workers=1)
 batch = next(iter(few))
 boundary('img, from a worker', batch['img'])
-print('in shared memory:', batch['img'].is_shared(), '| handed over as a', torch.multiprocessing.get_sharing_strategy())
+print(*mapping(batch['img']))
 
 # %%
-assert batch['img'].is_shared() and batch['gt_label'].is_shared()
-assert not next(iter(Loader(Photographs(), 4)))['img'].is_shared()  # without workers nothing has to cross
+assert mapping(batch['img']) == ('rw-s', '/dev/shm/torch_... (deleted)')  # s: shared
+assert mapping(batch['gt_label'])[0] == 'rw-p'  # p: private; it came through the pipe
+assert mapping(next(iter(Loader(Photographs(), 4)))['img'])[0] == 'rw-p'  # without workers nothing has to cross
 del few, batch
 
 # %% [markdown]
-# "file_descriptor" means: the file is opened, its name is removed at once, the open handle is passed on. So `ls /dev/shm` shows
-# nothing while it is full; `df -h /dev/shm` counts right.
+# "(deleted)": the file is opened, its name is removed at once, the open handle is passed on. So `ls /dev/shm` shows nothing while it is
+# full; `df -h /dev/shm` counts right.
 #
-# Each worker keeps two batches ready (`prefetch_factor`), so it is workers x 2 x one batch. For a GPU the batch crosses as uint8, and
-# becomes float32 there; for a CPU it crosses as float32, four times as large.
+# The loader allocates all of it once, before the workers start, in slots of one batch, and uses them over and over: two for each worker
+# (`prefetch_factor`) and three more, for a batch that has just come, one in use, and one whose copy to a GPU may not be done. For a
+# GPU the batch crosses as uint8, and becomes float32 there; for a CPU it crosses as float32, four times as large.
 
 # %%
 image = 3 * 224 * 224
-rows = [(workers, size, workers * 2 * size * image / MIB, workers * 2 * size * image * 4 / MIB)
-        for workers, size in ((2, 32), (4, 256), (8, 256))]
+rows = [(workers, size, slots * size * image / MIB, slots * size * image * 4 / MIB)
+        for workers, size in ((2, 32), (4, 256), (8, 256)) for slots in [workers * 2 + 3]]
 Table(('workers', 'batch', 'uint8 (MiB)', 'float32 (MiB)'), rows)
 
 # %% [markdown]
@@ -247,23 +262,25 @@ assert failed.returncode == 1 and [found.symptom.key for found in recognise(fail
 
 # %% [markdown]
 # Better, but still late; and where it strikes the thread that sends a finished batch, the batch is lost and the training waits for it
-# without end. So the library's loader makes one sample before it starts a worker, multiplies, and compares with what is free:
+# without end. So the library's loader, before it starts a worker, takes the bytes of a batch from the first sample (`_batch_bytes`),
+# counts the slots, and compares with what is free:
 
 # %%
-source = inspect.getsource(Loader._check_shared_memory)
-print('\n'.join(line.strip() for line in source.splitlines() if line.split()[0] in ('size', 'ahead', 'needed', 'if')))
+source = inspect.getsource(Loader._prepare) + inspect.getsource(Loader._check_shared_memory)
+print('\n'.join(line.strip() for line in source.splitlines() if re.match(r' +(count|needed|if needed)\b', line)))
 
 # %% [markdown]
-# We tell it that 64 MiB are free:
+# We tell it that 64 MiB are free. (On the device `meta` a tensor has a shape and no memory: batches travel there as uint8, as they do
+# to a GPU, and no GPU is needed.)
 
 
 # %%
 def with_shm(free, device='cpu', workers=4, batch_size=256):
-    """What the loader says in front of so much free shared memory; '' where it would begin."""
+    """What the loader says in front of so much free shared memory; '' where its first batch comes."""
     with warnings.catch_warnings(), mock.patch.object(loading.shutil, 'disk_usage', lambda path: SimpleNamespace(free=free)):
         warnings.simplefilter('ignore')  # torch, of more workers than cores
         try:
-            Loader(Photographs(), batch_size, workers, device=device)._check_shared_memory()
+            next(iter(Loader(Photographs(), batch_size, workers, device=device)))
         except RuntimeError as error:
             return str(error)
     return ''
@@ -272,9 +289,9 @@ def with_shm(free, device='cpu', workers=4, batch_size=256):
 print(with_shm(64 * MIB))
 
 # %%
-assert '1176 MiB in all' in with_shm(64 * MIB) and 'SHM_SIZE=8gb' in with_shm(64 * MIB)
-assert '294 MiB in all' in with_shm(64 * MIB, device='cuda')  # uint8: a quarter
-assert with_shm(64 * MIB, workers=0) == '' and with_shm(8 * GIB) == ''
+assert '1617 MiB in all' in with_shm(64 * MIB) and 'SHM_SIZE=8gb' in with_shm(64 * MIB)
+assert '404 MiB in all' in with_shm(64 * MIB, device='meta')  # uint8: a quarter
+assert with_shm(64 * MIB, workers=0) == '' and with_shm(64 * MIB, 'meta', 2, 32) == ''
 
 # %% [markdown]
 # These are the ways out: more (`SHM_SIZE` in `.env`), fewer workers or none, smaller batches. `ipc: host` would help too, and share all
@@ -299,7 +316,7 @@ for Played.shm in (64 * MIB, 256 * MIB, 8 * GIB):
 
 # %%
 assert finding.level == 'ok'
-assert 4 * 2 * 256 * image / GIB < 0.3  # what the doctor wants, by our own arithmetic
+assert f'need {(4 * 2 + 3) * 256 * image / GIB:.2f} GiB' in finding.said  # by our own arithmetic
 
 # %% [markdown]
 # ## 5. The GPU, through nvidia-ml-py
@@ -383,9 +400,10 @@ assert len({symptom.status for symptom in SYMPTOMS}) == len(SYMPTOMS)  # `make d
 # then let the loader confirm it.
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
-most = 64 * MIB // (2 * 32 * (image + 8))  # a label is 8 bytes
-print(most, 'workers')
-assert with_shm(64 * MIB, 'cuda', most, 32) == '' and with_shm(64 * MIB, 'cuda', most + 1, 32)
+slots = 64 * MIB // (32 * image)
+most = (slots - 3) // 2
+print(slots, 'slots,', most, 'workers')
+assert with_shm(64 * MIB, 'meta', most, 32) == '' and 'free, but' in with_shm(64 * MIB, 'meta', most + 1, 32)
 
 # %% [markdown]
 # **2. Break.** Ask for a GPU that no machine has (`select_device('cuda:99')`). Why is this an error, while `auto` falls back on the CPU?
@@ -420,7 +438,7 @@ assert match['wanted'] == '1.20 GiB' and not {row.status} & {symptom.status for 
 # this notebook. Three breakpoints, in the order in which they are reached:
 #
 # 1. `surroundings` in `workspace_lib/tools/surroundings.py`: look at `lane`, at `facts.root`; step into `mount_of`.
-# 2. `Loader._check_shared_memory` in `workspace_lib/datasets/loader.py`: look at `size`, `ahead`, `needed` and `free`.
+# 2. `Loader._prepare` in `workspace_lib/datasets/loader.py`: look at `count`; step into `_check_shared_memory`, at `needed` and `free`.
 # 3. `select_device` in `workspace_lib/device.py`: look at `name`, and at `torch.cuda.device_count()`. The entry **train** comes by here
 #    as well, and there the call stack shows who asks.
 #
