@@ -256,8 +256,8 @@ boundary('labels', labels)
 print(f'{before:.0f} % right')
 
 # %% [markdown]
-# Ten classes of 100 digits each: whoever guesses is right in about 100 of 1,000. Accuracy is nothing mysterious; written
-# by hand it is one line, and equal to the library's.
+# Ten classes of 100 digits each: whoever guesses is right in about 100 of 1,000; random weights, by luck, in somewhat
+# more or fewer. Accuracy is nothing mysterious; written by hand it is one line, and equal to the library's.
 
 # %%
 by_hand = 100 * (np.stack(untrained).argmax(axis=1) == labels).mean()

@@ -306,8 +306,8 @@ display(looked, looked.table)
 # %% [markdown]
 # ## 7. All of it in one command
 #
-# `workspace infer PHOTO CONFIG CHECKPOINT --out-file picture.png`, and `workspace vis_cam` with the same arguments. As in the tour,
-# a command is a function that you can call:
+# `workspace infer PHOTO CONFIG CHECKPOINT --out-file picture.png`, and `workspace vis_cam` with the same arguments. As in the
+# tour, a command is a function that you can call. **Predict**: are its three names those of section 5, in that order?
 
 # %%
 from workspace_lib.tools import commands
