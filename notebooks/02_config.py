@@ -51,7 +51,7 @@ from workspace_lib.tools.options import DictAction
 #
 # ## 1. The command line: what must be given, what may be
 #
-# `tools/train.py` of mmclassification begins with 64 lines of `argparse`; here `add_train` has 17, for the commands
+# `tools/train.py` of mmclassification has 65 lines of `argparse`; here `add_train` has 17, for the commands
 # share what they have in common. An argument without dashes is *positional*: it must be there, and its place says what
 # it is. One with dashes is *optional*, and `None` or its default where it is absent. **Predict**: which of the
 # arguments of `train` are positional?
