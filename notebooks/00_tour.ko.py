@@ -4,8 +4,8 @@
 # [English](00_tour.ipynb)
 #
 # **config 파일에서 테스트를 마친 분류기까지, 그 사이에 무슨 일이 일어날까요?** config를 불러와 값이 어디에서 왔는지 묻고, 레지스트리가
-# 모델을 만드는 과정을 지켜보고, 실제 ImageNet 가중치로 사진을 분류하고, 실제 숫자로 LeNet-5를 학습하고, 가장 크게 틀린 답을 살펴보고,
-# 체크포인트를 열어 본 다음, 다시 테스트합니다.
+# 모델을 만드는 과정을 지켜보고, 실제 ImageNet 가중치로 사진을 분류하고, 실제 손글씨 숫자로 LeNet-5를 학습하고, 가장 크게 틀린 답을
+# 살펴보고, 체크포인트를 열어 본 다음, 다시 테스트합니다.
 #
 # **시간**: 읽는 데 5분, 셀 실행은 CPU에서 1분이 안 걸립니다. **준비물**: 이 환경뿐입니다. GPU도 네트워크도 내려받을 것도 필요 없습니다.
 #
@@ -131,7 +131,7 @@ for record in trace.records:
     print('   ' * record.depth + record.type, f'{record.parameters:,} parameters')
 
 # %% [markdown]
-# classifier가 맨 먼저 오고, 자기 부품을 스스로 만듭니다. 트리가 한 단계 깊어질 때마다 생성자 안에서 `build`가 한 번 더 호출된
+# classifier가 맨 먼저 만들어지고, 자기 부품을 스스로 만듭니다. 트리가 한 단계 깊어질 때마다 생성자 안에서 `build`가 한 번 더 호출된
 # 것입니다. 위의 *arguments*를 펼치면 각각이 무엇을 받았는지 보입니다.
 #
 # 그런데 딕셔너리는 `LeNet5`라는 이름을 언제 알게 되었을까요? import할 때, 아래의 사슬을 따라서입니다. 마지막 줄이 그 클래스입니다.
@@ -158,7 +158,7 @@ assert type(model.backbone) is BACKBONES.get('LeNet5')
 # > config → registry → **inference** → test loop → train loop → checkpoint → test again
 #
 # EfficientNet-Lite0와 그 ImageNet 가중치입니다. 가중치는 패키지에 들어 있습니다. 먼저 test 파이프라인이 파일 하나에 무엇을 하는지
-# 봅니다. **예상**: 숫자가 바이트가 아니게 되는 것은 어느 단계일까요?
+# 봅니다. **예상**: 값이 더 이상 바이트가 아니게 되는 단계는 어디일까요?
 
 # %%
 classifier = apis.init_model(
@@ -173,8 +173,9 @@ steps = Pipeline(classifier.cfg.data.test.pipeline)
 plots.pipeline_steps(steps, dict(img_prefix=None, img_info=dict(filename=str(chelsea))))
 
 # %% [markdown]
-# crop까지 이미지는 uint8이고, 메모리는 float32의 4분의 1입니다. 학습할 때 워커는 이 바이트를 그대로 보내고, `Normalize`는 장치에서 배치
-# 전체에 한 번에 적용됩니다. config의 단계를 없앤 것이 아니라 옮긴 것입니다. 이제 같은 이미지를 모델의 각 부분에 통과시킵니다.
+# crop까지 이미지는 uint8이고, 메모리는 float32의 4분의 1입니다. GPU로 가는 길이라면 워커는 이 바이트를 그대로 보내고,
+# `Normalize`는 장치에서 배치 전체에 한 번에 적용됩니다. config의 단계를 없앤 것이 아니라 옮긴 것입니다. 이제 같은 이미지를 모델의 각
+# 부분에 통과시킵니다.
 
 # %%
 batch = apis.prepare_image(classifier, chelsea)
@@ -207,13 +208,20 @@ display(photos, photos.table)
 # 꽃은 달리아입니다. ImageNet에는 그런 클래스가 없어서, 모델은 자기가 아는 것들에 조금씩 나누어 겁니다.
 
 # %% [markdown]
-# 이번에는 직접 움직여 볼 차례입니다. 짧은 변을 `size`로 줄이거나 늘린 다음, 가운데 224픽셀을 잘라 냅니다. **예상**: 고양이는 어느
-# 크기에서 고양이가 아니게 될까요? (커널이 없는 페이지에는 조작 도구가 나타나지 않습니다. 위의 사진들이 그중 한 가지 설정입니다.)
+# 이번에는 직접 움직여 볼 차례입니다. 짧은 변을 `size`로 줄이거나 늘린 다음, 가운데 224픽셀을 잘라 냅니다. 672에서는 고양이
+# 사진의 7 %만 남습니다. **예상**: `size`가 커질수록 신경망은 더 확신할까요, 덜 확신할까요? (커널이 없는 페이지에는 조작 도구가
+# 나타나지 않습니다. 위의 사진들이 그중 한 가지 설정입니다.)
 
 # %% tags=["varies"]
 display(widgets.crop_explorer(classifier, names))
 
 # %%
+height, width = images[0].shape[:2]
+surest = {}
+for size in (224, 448, 672):
+    label, surest[size] = widgets.seen_at(classifier, chelsea, size).table.rows[0][2:4]
+    print(f'{size}: {224 ** 2 / (size * (width * size // height)):.0%} of the picture, {label} {surest[size]:.0f} %')
+assert surest[224] < surest[448] > surest[672]  # 눈 하나까지는 더 확신하고, 눈 반쪽이면 덜 확신함
 cats = {label for label, _ in plots.top_k(scores[0], classifier.CLASSES, 3)}
 assert cats == {'tabby', 'tiger cat', 'Egyptian cat'}
 assert answers[1]['pred_class'] == 'espresso'
@@ -242,10 +250,11 @@ boundary(f'each of {len(untrained)} results', untrained[0])
 before = dataset.evaluate(untrained, 'accuracy', dict(topk=1))['accuracy']
 labels = dataset.get_gt_labels()
 boundary('labels', labels)
+print(f'{before:.0f} % right')
 
 # %% [markdown]
-# 클래스는 열 개, 클래스마다 숫자가 100장씩입니다. 찍기만 해도 1,000장 중 100장쯤은 맞습니다. 정확도에 신비한 것은 없습니다. 손으로 쓰면 한
-# 줄이고, 라이브러리의 값과 같습니다.
+# 클래스는 열 개, 클래스마다 숫자가 100장씩입니다. 찍기만 해도 1,000장 중 100장쯤은 맞힙니다. 무작위 가중치는 운에 따라 이보다 조금 더
+# 맞히거나 덜 맞힙니다. 정확도에 신비한 것은 없습니다. 손으로 쓰면 한 줄이고, 라이브러리의 값과 같습니다.
 
 # %%
 by_hand = 100 * (np.stack(untrained).argmax(axis=1) == labels).mean()
@@ -278,7 +287,7 @@ curves = plots.learning_curves(plots.read_log(work_dir))
 display(curves, curves.table)
 
 # %% [markdown]
-# 학습 한 스텝은 네 가지 일입니다. 배치를 하나 꺼내고, `model.train_step`을 부르고, 로그를 남기고, 훅이 움직이게 합니다. 역전파와
+# 학습 한 스텝은 네 가지 일입니다. 배치를 하나 꺼내고, `model.train_step`을 부르고, 로그를 남기고, 훅을 호출합니다. 역전파와
 # 옵티마이저의 스텝도 훅입니다. 바로 `OptimizerHook`입니다. 방금 실행된 루프는 이것입니다.
 
 # %%
@@ -368,11 +377,14 @@ assert losses[0.1] < losses[0.01]  # 60,000장이라면 두 에폭의 스텝 수
 # 짚어 줄까요?
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
+named = []
 for override in ({'model.backbone.type': 'LeNet'}, {'model.backbone.num_clases': 10}):
     try:
         build_classifier(apis.load_config(recipe, override).model)
     except (KeyError, TypeError) as error:
+        named.append(error.args[0])
         print(f'{type(error).__name__}: {error.args[0]}\n')
+assert 'nearest: LeNet5' in named[0] and "did you mean 'num_classes'?" in named[1]
 
 # %% [markdown]
 # **3. 확장하기.** 선형 레이어 하나로 된 backbone을 작성하여 등록하고, config에 그 이름을 적어 두 에폭 동안 학습해 보십시오. backbone은

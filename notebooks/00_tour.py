@@ -176,9 +176,9 @@ steps = Pipeline(classifier.cfg.data.test.pipeline)
 plots.pipeline_steps(steps, dict(img_prefix=None, img_info=dict(filename=str(chelsea))))
 
 # %% [markdown]
-# Up to the crop an image is uint8, a quarter of the memory of float32. In training, workers send these bytes, and
-# `Normalize` runs on the device for a whole batch at once: the config's step is moved, not dropped. Now the same image
-# through the parts of the model:
+# Up to the crop an image is uint8, a quarter of the memory of float32. On the way to a GPU, workers send these bytes,
+# and `Normalize` runs on the device for a whole batch at once: the config's step is moved, not dropped. Now the same
+# image through the parts of the model:
 
 # %%
 batch = apis.prepare_image(classifier, chelsea)
@@ -211,13 +211,20 @@ display(photos, photos.table)
 # The flower is a dahlia. ImageNet has no such class, so the model spreads its bets over what it knows.
 
 # %% [markdown]
-# Now with your own hands: the short side is resized to `size`, then the middle 224 pixels are cut out. **Predict**: at
-# which size does the cat stop being one? (A page without a kernel shows no controls; the pictures above are one setting.)
+# Now with your own hands: the short side is resized to `size`, then the middle 224 pixels are cut out; at 672 they are
+# 7 % of the cat's picture. **Predict**: does the network grow surer or less sure as `size` grows? (A page without a
+# kernel shows no controls; the pictures above are one setting.)
 
 # %% tags=["varies"]
 display(widgets.crop_explorer(classifier, names))
 
 # %%
+height, width = images[0].shape[:2]
+surest = {}
+for size in (224, 448, 672):
+    label, surest[size] = widgets.seen_at(classifier, chelsea, size).table.rows[0][2:4]
+    print(f'{size}: {224 ** 2 / (size * (width * size // height)):.0%} of the picture, {label} {surest[size]:.0f} %')
+assert surest[224] < surest[448] > surest[672]  # surer down to one eye, less sure of half an eye
 cats = {label for label, _ in plots.top_k(scores[0], classifier.CLASSES, 3)}
 assert cats == {'tabby', 'tiger cat', 'Egyptian cat'}
 assert answers[1]['pred_class'] == 'espresso'
@@ -246,10 +253,11 @@ boundary(f'each of {len(untrained)} results', untrained[0])
 before = dataset.evaluate(untrained, 'accuracy', dict(topk=1))['accuracy']
 labels = dataset.get_gt_labels()
 boundary('labels', labels)
+print(f'{before:.0f} % right')
 
 # %% [markdown]
-# Ten classes of 100 digits each: whoever guesses is right in about 100 of 1,000. Accuracy is nothing mysterious; written
-# by hand it is one line, and equal to the library's.
+# Ten classes of 100 digits each: whoever guesses is right in about 100 of 1,000; random weights, by luck, in somewhat
+# more or fewer. Accuracy is nothing mysterious; written by hand it is one line, and equal to the library's.
 
 # %%
 by_hand = 100 * (np.stack(untrained).argmax(axis=1) == labels).mean()
@@ -372,11 +380,14 @@ assert losses[0.1] < losses[0.01]  # on 60,000 digits, two epochs are fifteen ti
 # **2. Break.** Misspell `type='LeNet5'` as `LeNet`, then `num_classes` as `num_clases`. What does each error name?
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
+named = []
 for override in ({'model.backbone.type': 'LeNet'}, {'model.backbone.num_clases': 10}):
     try:
         build_classifier(apis.load_config(recipe, override).model)
     except (KeyError, TypeError) as error:
+        named.append(error.args[0])
         print(f'{type(error).__name__}: {error.args[0]}\n')
+assert 'nearest: LeNet5' in named[0] and "did you mean 'num_classes'?" in named[1]
 
 # %% [markdown]
 # **3. Extend.** Write a backbone with one linear layer, register it, and train it for two epochs by naming it in the

@@ -3,7 +3,7 @@
 #
 # **Who decided that the learning rate is 0.1?** A training of an OpenMMLab code base is started with one argument: a file,
 # whose only content may be a list of other files. You will read such a file as Python does, write the loader yourself in
-# fifteen lines, compare it and the library's with mmcv's over 280 published recipes, change values from outside, and
+# seventeen lines, compare it and the library's with mmcv's over 280 published recipes, change values from outside, and
 # ask any value for the file and line that set it.
 #
 # **Time**: fifteen minutes to read; the cells take about fifteen seconds. **Needs**: notebook 00, or that you have seen a
@@ -51,9 +51,10 @@ from workspace_lib.tools.options import DictAction
 #
 # ## 1. The command line: what must be given, what may be
 #
-# `tools/train.py` of mmclassification begins with forty lines of `argparse`, and so does ours. An argument without dashes
-# is *positional*: it must be there, and its place says what it is. One with dashes is *optional*, and `None` or its
-# default where it is absent. **Predict**: which of the arguments of `train` are positional?
+# `tools/train.py` of mmclassification has 65 lines of `argparse`; here `add_train` has 17, for the commands
+# share what they have in common. An argument without dashes is *positional*: it must be there, and its place says what
+# it is. One with dashes is *optional*, and `None` or its default where it is absent. **Predict**: which of the
+# arguments of `train` are positional?
 
 # %%
 parser = argparse.ArgumentParser(prog='workspace train')
@@ -95,8 +96,9 @@ recipe = CONFIGS / 'resnet/resnet50_8xb32_in1k.py'
 print(recipe.read_text())
 
 # %% [markdown]
-# That is a whole recipe: four other files. Nothing in it is imported by anybody. The loader runs the text with `exec` and
-# keeps the variables. **Predict**: which variables does this base leave behind, and which of them will a training read?
+# Below the comment that says where it comes from is the whole recipe: four other files. Nothing in it is imported by
+# anybody. The loader runs the text with `exec` and keeps the variables. **Predict**: which variables does this base
+# leave behind, and which of them will a training read?
 
 # %%
 base = recipe.parent / '../_base_/datasets/imagenet_bs32.py'
@@ -114,12 +116,13 @@ assert variables['data']['train']['pipeline'] is variables['train_pipeline']
 # a child that sets `img_norm_cfg` anew does **not** change the pipelines that were built from the old one. This is the
 # most frequent surprise in this grammar; exercise 1 walks into it.
 #
-# ## 3. Fifteen lines: bases, merge, `_delete_`
+# ## 3. Seventeen lines: bases, merge, `_delete_`
 #
 # > command line → file → **bases → merge** → overrides → `cfg`
 #
 # A dictionary in the child is merged into the base's, key by key and to any depth. Anything else, lists too, replaces.
-# And `_delete_=True` says: take mine alone, do not merge.
+# And `_delete_=True` says: take mine alone, do not merge. **Predict** what becomes of `momentum` when a child of a
+# recipe with SGD asks for `dict(type='AdamW', lr=1e-3)`.
 
 # %%
 def mini_fromfile(path):
@@ -162,7 +165,7 @@ print(len(cfg), 'keys:', list(cfg))
 # ## 4. Is it the same as mmcv's, and on what?
 #
 # mmclassification 0.25 publishes 282 recipes with its package. Two of them name a base that was never put into it. Over the
-# others: **predict** how many your fifteen lines load like the library does.
+# others: **predict** how many your seventeen lines load like the library does.
 
 # %%
 with warnings.catch_warnings():
@@ -202,10 +205,11 @@ print(outcomes.count('same'), 'the same,', outcomes.count('different'), 'differe
 print(next(text for text in outcomes if ':' in text))
 
 # %% [markdown]
-# Not one differs; the rest use the one piece of grammar that the fifteen lines lack. `{{_base_.policies}}` in a file stands
-# for a value of its bases, which are known only after it has run. To Python it is a set in a set, so the loader replaces it by
-# a placeholder in the text before running it, and puts the value in its place after the merge. Four more,
-# `{{ fileDirname }}` and its kin, are replaced by text.
+# Not one differs; the rest use the one piece of grammar that the seventeen lines lack. `{{_base_.policies}}` in a file
+# stands for a value of its bases, which are known only after it has run. To Python it is a set in a set, whose element
+# it asks of `_base_`, a list of file names: hence the AttributeError. So the loader replaces it by a placeholder in the
+# text before running it, and puts the value in its place after the merge. Four more, `{{ fileDirname }}` and its kin,
+# are replaced by text.
 
 # %%
 print((folder / '_base_/datasets/imagenet_bs64_autoaug.py').read_text().splitlines()[10])
@@ -229,7 +233,8 @@ assert len(ours) == 280 and not differing and outcomes.count('same') == 198 and 
 # > command line → file → bases → merge → overrides → **`cfg`**
 #
 # `cfg` holds dictionaries whose keys can be written as attributes. `pretty_text` is what a training writes into its log
-# and its folder: all values, no bases, no variables; loading that text gives the same config again.
+# and its folder: all values written out; no bases, and no name refers to another any more. **Predict**: can that text
+# be loaded again, and to the same config?
 
 # %%
 print(type(cfg.model).__name__, '|', cfg.model.backbone.depth, cfg['model']['backbone']['depth'])
@@ -255,31 +260,58 @@ changed.merge_from_dict(overrides)
 print(changed.model.backbone.depth, changed.data.train.pipeline[1], changed.model.head.in_channels)
 
 # %% [markdown]
-# The depth changed; the head still expects the 2,048 channels of a ResNet-50, and building or running this model fails. An
-# override changes what it says and nothing that should follow from it. So ask first what it would change, and what it
-# would take the place of:
+# The depth changed; the head still expects the 2,048 channels of a ResNet-50. An override changes what it says and
+# nothing that should follow from it. **Predict**: what fails, the building of this model or its first image?
+
+# %%
+import torch
+
+from workspace_lib.models import build_classifier
+
+classifier, said = build_classifier(changed.model).eval(), ''
+try:
+    classifier(return_loss=False, img=torch.zeros(1, 3, 224, 224))
+except ValueError as error:
+    said = error.args[0]
+print(said)
+assert said.endswith('set model.head.in_channels=512')
+
+# %% [markdown]
+# It builds, and the first image is refused. So ask first what an override would change, and what it would take the place of:
 
 # %%
 config_view.changes_table(cfg, overrides)
 
 # %% [markdown]
-# A key that nobody reads would change nothing and say nothing. mmcv lets it pass; here `load_config`, through which every
-# command goes, refuses it:
+# A key that nobody reads would change nothing and say nothing. mmcv lets it pass. Here an unknown first name is refused
+# by `load_config`, through which every command goes; a wrong one further down is left to whoever is built from it:
+
+# %%
+for wrong in ({'modle.backbone.depth': 18}, {'model.backbone.depht': 18}):
+    try:
+        build_classifier(load_config(recipe, wrong).model)
+    except (KeyError, TypeError) as error:
+        print(f'{type(error).__name__}: {error.args[0]}')
+
+# %%
+deeper = load_config(recipe, {'model.backbone.depht': 18})  # no error: it was the build that named it
+assert deeper.model.backbone.depht == 18 and deeper.model.backbone.depth == 50
+
+# %% [markdown]
+# And an index that the list does not have:
 
 # %%
 try:
-    load_config(recipe, {'modle.backbone.depth': 18})
+    load_config('lenet/lenet5_mnist5k.py', {'data.train.pipeline.9.size': 28})
 except KeyError as error:
     print(error.args[0])
-
-# %% tags=["raises-exception"]
-load_config('lenet/lenet5_mnist5k.py', {'data.train.pipeline.9.size': 28})
 
 # %% [markdown]
 # ## 7. Where was it set?
 #
-# `lr` is in none of the lines that you saw of the recipe. With four files, and a base of a base, people search. The config
-# remembers: for each value the file and line of its *key*, what the value came through, and what it took the place of.
+# `lr` is in none of the lines that you saw of the recipe. With four files, and a base of a base, people search.
+# **Predict** which of the four sets it. The config remembers: for each value the file and line of its *key*, what the
+# value came through, and what it took the place of.
 
 # %%
 for key in ('optimizer.lr', 'model.backbone.depth', 'data.train.pipeline.3.mean', 'evaluation.interval'):
@@ -314,15 +346,17 @@ assert 'imagenet_bs256.py' in page and '0.8' in page and cfg.optimizer.momentum 
 #
 # > **config** → registry → …
 #
-# No object has been built so far. `cfg.model` is a dictionary with a `type`, and so is each thing inside it; the next
-# notebook asks what turns such a dictionary into an object. In `commands.train` the config goes into these calls:
+# Beside the model that failed in section 6, nothing has been built so far. `cfg.model` is a dictionary with a `type`,
+# and so is each thing inside it; the next notebook asks what turns such a dictionary into an object. **Predict** how
+# many calls `commands.train` needs from a file's name to a runner that can be started.
 
 # %%
 from workspace_lib.tools import commands
 
-for line in inspect.getsource(commands.train).splitlines():
-    if 'build_' in line or 'load_config' in line:
-        print(line.strip())
+source = inspect.getsource(commands.train).splitlines()
+calls = [line.strip() for line in source if 'build_' in line or 'load_config' in line]
+print(*calls, sep='\n')
+assert [call.split('(')[0].split()[-1] for call in calls] == ['load_config', 'build_classifier', 'build_training']
 
 # %% [markdown]
 # ## Exercises
@@ -353,7 +387,7 @@ for path, loaded in ours.items():
 assert "_delete=True" in (folder / 'twins/twins-svt-base_8xb128_in1k.py').read_text()  # it should be _delete_
 
 # %% [markdown]
-# **3. Extend.** Teach the fifteen lines `{{_base_.name}}`, so that they load all 280. (Put a text in its place before the
+# **3. Extend.** Teach the seventeen lines `{{_base_.name}}`, so that they load all 280. (Put a text in its place before the
 # file runs, and the bases' value in the place of that text afterwards.)
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
@@ -391,12 +425,13 @@ for path, loaded in ours.items():
 # ## The same way with a debugger
 #
 # In VS Code choose the launch entry **config: where each value comes from** (*Run and Debug*), and the config
-# `resnet/resnet50_8xb32_in1k.py`. Three breakpoints:
+# `resnet/resnet50_8xb32_in1k.py`. The entry also gives `--cfg-options optimizer.lr=0.01`. Three breakpoints:
 #
 # 1. `load_config` in `workspace_lib/recipes.py`: look at `config` (what was typed) and `options` (what `DictAction` made).
-# 2. `merge` in `workspace_lib/config/merge.py`: it is called once for each level of the dictionaries; look at `child`,
-#    `base`, and `path`.
-# 3. `Config.merge_from_dict` in `workspace_lib/config/config.py`: look at `by_level`, the dotted keys as a nested dictionary.
+# 2. `merge` in `workspace_lib/config/merge.py`: it stops for the recipe's own keys (`child` is empty: this one has none
+#    over its bases), and later for the override, once for each level of it; look at `child`, `base`, and `path`.
+# 3. `Config.merge_from_dict` in `workspace_lib/config/config.py`: between the two; step to `by_level`, the dotted keys
+#    as a nested dictionary.
 #
 # In mmclassification the same way is `tools/train.py` → `mmcv/utils/config.py`: `Config.fromfile`, `_merge_a_into_b`,
 # `merge_from_dict`.

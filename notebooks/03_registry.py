@@ -116,7 +116,8 @@ for wrong in (dict(type='ResNet50'), dict(type='ResNet', dept=18), dict(depth=18
     try:
         build_from_cfg(wrong, MODELS)
     except (KeyError, TypeError) as error:
-        print(f'{type(error).__name__}: {error.args[0]}\n')
+        message = error.args[0].removesuffix('\nNone')  # the default arguments, of which there are none
+        print(f'{type(error).__name__}: {message}\n')
 
 # %% [markdown]
 # ## 2. When does the table learn a name?
@@ -352,12 +353,16 @@ assert trace.records[0].type == 'Squares' and trace.records[0].cls.endswith('Pat
 # cell that defines a class be run twice all the same?
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
+message = ''
 try:
     BACKBONES.register_module(name='ResNet', module=Patchify)
 except KeyError as error:
-    print(error.args[0])
+    message = error.args[0]
+print(message)
+assert 'backbones/resnet.py' in message and BACKBONES.get('ResNet') is not Patchify
 for _ in range(2):  # the same module and name, defined again: a reload, which replaces itself
     exec("@BACKBONES.register_module()\nclass Twice(torch.nn.Module): ...", globals())
+assert BACKBONES.get('Twice') is globals()['Twice']
 
 # %% [markdown]
 # **3. Extend.** A registry whose `build` answers a list as well: it gives a `torch.nn.Sequential` of all that is in it. (A
@@ -380,8 +385,8 @@ assert chain(torch.ones(1)).item() == 10
 #
 # In VS Code choose the launch entry **train** (*Run and Debug*) with `lenet/lenet5_mnist5k.py`. Three breakpoints:
 #
-# 1. `Registry._register` in `workspace_lib/registry.py`: it stops once for each class; the call stack is the chain of imports,
-#    `names` what the class will be called.
+# 1. `Registry._register` in `workspace_lib/registry.py`, with the condition `module.__name__ == 'LeNet5'` (without it, it
+#    stops more than a hundred times); the call stack is the chain of imports, `names` what the class will be called.
 # 2. `build_from_cfg` in the same file: look at `cfg`, `registry.name`, and at `target` once it is found; the stack shows in
 #    whose constructor you are.
 # 3. `ImageClassifier.__init__` in `workspace_lib/models/classifier.py`: step over the three lines that build its parts.

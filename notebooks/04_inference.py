@@ -69,6 +69,7 @@ def boundary(name, x):
 config, weights = 'efficientnet/efficientnet-lite0_in1k.py', 'packaged://efficientnet-lite0'
 model = apis.init_model(config, weights, device='cpu')
 print(type(model).__name__, '| training:', model.training, '|', len(model.CLASSES), 'classes')
+assert not model.training and model.CLASSES[281] == 'tabby, tabby cat'
 
 # %%
 print(''.join(inspect.getsource(apis.init_model).split('"""')[2]))
@@ -178,7 +179,8 @@ assert batch['img'].shape == (1, 3, 224, 224) and difference < 1e-6
 # > checkpoint → image → pipeline → **network** → name
 #
 # A *forward hook* is a function that a module calls with what it got and what it returns. Ten lines of it list the network.
-# **Predict**: the image has 150,528 numbers. Do the maps in the middle of the network have more, or fewer?
+# **Predict**: the image has 150,528 numbers. Which is the first of the four stages (`layer1` to `layer4`) whose maps have
+# fewer?
 
 # %%
 def shapes_of(model, batch, depth=2):
@@ -196,7 +198,8 @@ def shapes_of(model, batch, depth=2):
 
 resnet = apis.init_model('resnet/resnet18_8xb32_in1k.py', device='cpu', options={'model.pretrained': None})
 shapes = shapes_of(resnet, batch)
-print(*shapes, sep='\n')
+for name, shape in shapes:
+    print(f'{name:<20}{str(shape):<22}{np.prod(shape) / batch["img"].numel():5.2f} of the image')
 
 # %% [markdown]
 # ResNet-18 without weights, because its stages are easier to see than EfficientNet's; the shapes depend on no weight. The library's
@@ -272,7 +275,7 @@ assert not np.allclose(wrong, answers[0]['scores'], atol=0.1)
 #
 # Grad-CAM (Selvaraju et al. 2017, [arXiv:1610.02391](https://arxiv.org/abs/1610.02391)) asks how much the logit of a class would change with each
 # map of the last layer: the average gradient of a map is its weight, and the weighted sum, without its negative part, is a picture
-# of 7 x 7. **Predict**: on the cat's face, or on its fur?
+# of 7 x 7. **Predict** which part of the cat's face.
 
 # %%
 layer = 'backbone.timm_model.bn2'
@@ -298,16 +301,21 @@ looked = cam_plot(model, chelsea, layers=[layer])
 display(looked, looked.table)
 
 # %% [markdown]
+# Below the eye on the left, and across the bridge of the nose; hardly on the other eye or the forehead.
+
+# %% [markdown]
 # ## 7. All of it in one command
 #
-# `workspace infer PHOTO CONFIG CHECKPOINT --out-file picture.png`, and `workspace vis_cam` with the same arguments. As in the tour,
-# a command is a function that you can call:
+# `workspace infer PHOTO CONFIG CHECKPOINT --out-file picture.png`, and `workspace vis_cam` with the same arguments. As in the
+# tour, a command is a function that you can call. **Predict**: are its three names those of section 5, in that order?
 
 # %%
 from workspace_lib.tools import commands
 
-for name, score in commands.infer(str(chelsea), config, weights, device='cpu', topk=3):
+ranked = commands.infer(str(chelsea), config, weights, device='cpu', topk=3)
+for name, score in ranked:
     print(f'{score:8.4f}  {name}')
+assert [name for name, _ in ranked] == [model.CLASSES[i] for i in best.indices]
 
 # %% [markdown]
 # ## Exercises
@@ -354,7 +362,8 @@ assert model.CLASSES[int(averaged.argmax())] == 'espresso'
 # breakpoints:
 #
 # 1. `init_model` in `workspace_lib/apis.py`: step over `build_classifier` and `load_checkpoint`; look at `meta`.
-# 2. `Pipeline.batch_of_one` in `workspace_lib/datasets/pipeline.py`: step into each of `self.steps`; watch `results['img'].shape`.
+# 2. `Pipeline.batch_of_one` in `workspace_lib/datasets/pipeline.py`: step into `item`, then into `prepare`; watch `img.shape`
+#    and `img.dtype` while `self._transforms` act. `Normalize` follows, in `self.device_stage`.
 # 3. `ImageClassifier.simple_test` in `workspace_lib/models/classifier.py`: step into `extract_feat`, then into the head.
 #
 # In mmclassification the same way is `demo/image_demo.py` → `mmcls/apis/inference.py`: `init_model`, `inference_model` → `mmcv.parallel.collate` and

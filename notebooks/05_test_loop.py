@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Test loop: from a folder of images to one number
 #
-# **What does "98.1 % accuracy" count, and can you trust it?** You will open `single_gpu_test`, compute every metric by hand in a
+# **What does "98.0 % accuracy" count, and can you trust it?** You will open `single_gpu_test`, compute every metric by hand in a
 # line or two and compare it with the library's, read a confusion matrix and open its images, look at the worst mistakes,
 # and do the same for images with several labels.
 #
@@ -91,8 +91,9 @@ boundary('one of them', result[0])
 print(len(results), 'results in all')
 
 # %% [markdown]
-# Under the debugger, in `single_gpu_test` of mmclassification, this is the moment at which people find a list of 32 arrays of shape
-# (1000,): 32 is `cfg.data.samples_per_gpu`, 1000 the classes. The library's loop gives the same list:
+# Under the debugger, in `single_gpu_test` of mmclassification, this is the moment at which people find a list of 32 arrays of
+# shape (1000,): 32 is `cfg.data.samples_per_gpu`, 1000 the classes. The library's loop, under `inference_mode` (a stricter
+# `no_grad`), gives the same list:
 
 # %%
 theirs = apis.single_gpu_test(model, loader)
@@ -240,13 +241,15 @@ surest = wrong[scores[wrong].max(axis=1).argmax()]
 assert worst.table.rows[0][0] == surest and len(wrong) == 1000 - hits.sum()
 
 # %% [markdown]
-# How sure is it, when it is wrong? A well calibrated classifier that says 90 % is right in nine of ten cases.
+# **Predict**: how often is it right, when it says how sure it is? A well calibrated classifier that says 90 % is right in nine of
+# ten cases.
 
 # %%
 confidence, right = scores.max(axis=1), predicted == labels
 for low, high in ((0.0, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 0.99), (0.99, 1.01)):
     inside = (confidence >= low) & (confidence < high)
     print(f'said {100 * low:3.0f} to {min(100, 100 * high):3.0f} %: {inside.sum():4d} images, {100 * right[inside].mean():5.1f} % right')
+assert right.mean() > confidence.mean()
 
 # %% [markdown]
 # This one is right more often than it says: after two epochs it is still modest. A network that was trained until its loss is almost
@@ -255,8 +258,10 @@ for low, high in ((0.0, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 0.99), (0.99, 1.01))
 # ## 6. Several labels an image
 #
 # On a photograph there may be a dog *and* a bicycle. Labels are then rows of 0 and 1, the head ends in one sigmoid for each class
-# instead of a softmax, and there is no argmax: a class is predicted where its score is at least 0.5. **mAP**, the measure of VOC and
-# COCO, needs no threshold: for each class sort all images by score, and average the precision at each of its positives.
+# instead of a softmax, and there is no argmax: a class is predicted where its score is at least 0.5. **mAP**, the measure of VOC
+# and COCO, needs no threshold: for each class sort all images by score, and average the precision at each of its positives.
+# **Predict**: are OP, the precision over all classes in one pot, and CP, its average by class, far apart where classes are
+# equally frequent?
 
 # %%
 from workspace_lib import multi_label_metrics
@@ -282,6 +287,7 @@ called = many_scores >= 0.5
 op = 100 * (called & (many_labels == 1)).sum() / called.sum()  # overall precision: all classes in one pot
 cp = 100 * np.mean([(called[:, k] & (many_labels[:, k] == 1)).sum() / called[:, k].sum() for k in range(4)])  # by class
 print('OP', round(op, 2), 'CP', round(cp, 2))
+assert abs(op - cp) < 1
 
 # %%
 found = multi_label_metrics.evaluate(many_scores, many_labels, ['mAP', 'CP', 'OP'])
@@ -291,8 +297,9 @@ assert np.isclose(found['mAP'], by_hand) and np.isclose(found['OP'], op) and np.
 # %% [markdown]
 # ## 7. In a terminal, and the file that it leaves
 #
-# `workspace test CONFIG CHECKPOINT --metrics accuracy precision recall f1_score support --out result.json`. The file holds the scores
-# of all images, so that a question that comes tomorrow needs no GPU: `workspace analyze result.json CONFIG` makes one page of it.
+# `workspace test CONFIG CHECKPOINT --metrics accuracy precision recall f1_score support --out result.json`. **Predict** what the
+# file has to hold, so that a question that comes tomorrow needs no GPU. `workspace analyze result.json --config CONFIG` makes one
+# page of it.
 
 # %%
 out = Path(runs.name) / 'result.json'

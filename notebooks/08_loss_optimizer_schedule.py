@@ -2,7 +2,7 @@
 # # Loss, optimizer, schedule: three lines of a config that decide a week
 #
 # **What does a training minimise, in which steps, and how large?** You will compute the cross entropy by hand, soften its labels,
-# mix images and labels, write SGD with momentum in four lines and compare it with torch's bit by bit, see which parameters a
+# mix images and labels, write SGD with momentum in four lines and compare it with torch's, see which parameters a
 # weight-decay rule spares, draw schedules before anything is trained, and measure which learning rate a network can bear.
 #
 # **Time**: twenty minutes to read; the cells take about half a minute. **Needs**: notebook 03; no GPU, no network.
@@ -234,14 +234,16 @@ assert sorted({round(group['lr'], 3) for group in slow.param_groups}) == [0.01, 
 #
 # > loss → optimizer → **schedule**
 #
-# Here a schedule is a pure function of the iteration, so that nothing has to be saved, and a resumed run cannot be off by one.
-# **Predict** the learning rate of both schedules half-way through 100 epochs.
+# Here a schedule is a pure function of the iteration, so that beside the iteration and the rate it began with nothing has to
+# be saved, and a resumed run cannot be off by one. **Predict** the learning rate of both schedules half-way through 100
+# epochs.
 
 # %%
 step = lr_schedule(dict(policy='step', step=[30, 60, 90]), max_epochs=100, iters_per_epoch=10)
 cosine = lr_schedule(dict(policy='CosineAnnealing', min_lr=0, warmup='linear', warmup_iters=50, warmup_ratio=0.1), 100, 10)
-print([round(step(0.1, 10 * epoch), 5) for epoch in (0, 29, 30, 50, 60, 90)])
-print([round(cosine(0.1, 10 * epoch), 5) for epoch in (0, 1, 4, 5, 50, 90)])
+print('epoch  iteration     step   cosine')
+for epoch in (0, 1, 4, 5, 29, 30, 50, 60, 90):
+    print(f'{epoch:5}  {10 * epoch:9}  {step(0.1, 10 * epoch):.5f}  {cosine(0.1, 10 * epoch):.5f}')
 
 # %%
 half = 0.1 / 2  # of a cosine, half-way is half
@@ -255,7 +257,7 @@ for policy in (dict(policy='step', step=[30, 60, 90]), dict(policy='CosineAnneal
 
 # %% [markdown]
 # A run that is resumed at iteration 500 asks for iteration 500: the checkpoint holds that number and, in the optimizer's groups, the
-# rate that the config began with (`initial_lr`, as in mmcv). The rest is the formula, so that no counter can be off by one.
+# rate that the config began with (`initial_lr`, as in mmcv). The rest is the formula.
 #
 # `workspace vis_lr CONFIG` draws the same in a terminal. The steps of `step` are in epochs and `warmup_iters` in iterations, unless the
 # config says otherwise; the picture shows what you wrote, not what you meant.
@@ -299,7 +301,8 @@ print(round(lead.item(), 3), [round(value, 5) for value in around])
 assert around[1] < around[0] and around[1] < around[2]
 
 # %% [markdown]
-# **2. Break.** Forget `zero_grad` in the hand-written loop. What is the third step's gradient, compared with the right one?
+# **2. Break.** Forget `zero_grad` between three backward passes of a linear layer, which no optimizer moves. What is the
+# third gradient, compared with the right one?
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
 def third_gradient(forget):
@@ -341,9 +344,11 @@ assert torch.allclose(w, weight)
 #
 # In VS Code choose the launch entry **train** (*Run and Debug*), with `lenet/lenet5_mnist5k.py`. Three breakpoints:
 #
-# 1. `CrossEntropyLoss.forward` in `workspace_lib/models/losses.py`: look at `cls_score.shape`, `label`.
+# 1. `Loss.forward` in `workspace_lib/models/losses.py`, which `CrossEntropyLoss` inherits: look at `cls_score.shape`,
+#    `label`.
 # 2. `LrUpdaterHook.before_train_iter` in `workspace_lib/hooks.py`: watch `group['lr']` over the first iterations.
-# 3. `OptimizerHook.after_train_iter` in the same file: step over `backward` and look at `p.grad` of a parameter before and after `step`.
+# 3. `OptimizerHook.after_train_iter` in the same file: step over `_backward`; look at `next(runner.model.parameters()).grad`
+#    before and after it.
 #
 # In mmclassification the same way is `mmcls/models/losses/cross_entropy_loss.py`, `mmcv/runner/hooks/lr_updater.py` (a class for each policy, which
 # counts for itself), `mmcv/runner/hooks/optimizer.py`, and `mmcv/runner/optimizer/default_constructor.py`.

@@ -115,10 +115,9 @@ def test_the_notebook_is_that_of_the_script_ran_from_top_to_bottom_and_fits_a_pa
 
 
 @parametrized(SCRIPTS)
-def test_no_cell_ended_in_an_error_that_it_does_not_announce(script):
+def test_no_cell_ended_in_an_error(script):
     for cell in json.loads(script.with_suffix('.ipynb').read_text())['cells']:
-        announced = 'raises-exception' in cell['metadata'].get('tags', [])
-        assert announced or all(output['output_type'] != 'error' for output in cell.get('outputs', []))
+        assert all(output['output_type'] != 'error' for output in cell.get('outputs', []))
 
 
 # --- the ten questions ----------------------------------------------------------------------------
