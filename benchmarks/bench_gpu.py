@@ -365,10 +365,15 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
 
 
-def one_part(name: str, args: argparse.Namespace) -> None:
+def quiet() -> None:
+    """Of the logs, errors alone, and why something was not compiled."""
     logging.basicConfig(level=logging.ERROR)
     logging.getLogger('workspace_lib').setLevel(logging.ERROR)
-    logging.getLogger('workspace_lib.device').setLevel(logging.WARNING)  # why something was not compiled
+    logging.getLogger('workspace_lib.device').setLevel(logging.WARNING)
+
+
+def one_part(name: str, args: argparse.Namespace) -> None:
+    quiet()
     device = torch.device(args.device)
     size = Size(args.toy, device.type == 'cpu')
     if device.type == 'cpu':
