@@ -217,7 +217,7 @@ def keys(results: Results, size: Size, device: torch.device, until: float, args:
         'defaults': CPU_DEFAULTS, 'defaults again': CPU_DEFAULTS,
         **{f'{key}=True': {**CPU_DEFAULTS, key: True} for key in CPU_DEFAULTS}}
     _in_turns(results, short, device, now + 0.5 * (until - now),
-              f'ResNet-{short.depth} training, {short.pixels} px, batch {short.batch}, eager: one key switched',
+              f'ResNet-{short.depth} training, batch {short.batch}, eager, {short.pixels} px: one key switched',
               variants, {'compile': False})
     short.batch, short.pixels = (4, 32) if args.toy else (8, 32) if on_cpu else (128, 32)
     small = {'model.backbone.type': 'ResNet_CIFAR', 'model.backbone.depth': 18, 'model.head.in_channels': 512}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,12 @@ class TestGpuParts:
     def bench_gpu(self, monkeypatch):
         monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
         import bench_gpu
-        return bench_gpu
+        loggers = [logging.getLogger(name) for name in (None, 'workspace_lib', 'workspace_lib.device')]
+        levels, threads = [logger.level for logger in loggers], bench_gpu.torch.get_num_threads()
+        yield bench_gpu
+        bench_gpu.torch.set_num_threads(threads)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
     def run(self, bench_gpu, monkeypatch, tmp_path, answer):
         calls = []
@@ -177,7 +183,7 @@ class TestGpuParts:
         import argparse
         bench_gpu.one_part(name, argparse.Namespace(device='cpu', toy=True, minutes=0.5, out=tmp_path, images=None,
                                                     cifar10=None))
-        return check(tmp_path / f'gpu_{name}.json')
+        return json.loads((tmp_path / f'gpu_{name}.json').read_text())
 
     def test_what_ran_eager_is_missing_and_no_figure_of_compile(self, bench_gpu, no_compiler, tmp_path, caplog):
         found = self.part(bench_gpu, tmp_path, 'speed')
@@ -186,7 +192,6 @@ class TestGpuParts:
         assert {aim['reason'] for aim in found['aims']} == {'not compiled'}
 
     def test_the_warning_of_the_fallback_is_let_through(self, bench_gpu, no_compiler, tmp_path, monkeypatch, caplog):
-        import logging
         monkeypatch.setattr(logging.getLogger('workspace_lib'), 'propagate', True)
         size, device = bench_gpu.Size(True), bench_gpu.torch.device('cpu')
         bench_gpu.quiet()
