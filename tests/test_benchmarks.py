@@ -199,7 +199,8 @@ class TestGpuParts:
         with pytest.raises(bench_gpu.NotCompiled, match='the warning above says why'):
             training.seconds(bench_gpu.Synthetic(size, device, size.batch), size)
         assert 'no compiler here' in caplog.text
-        assert {record.name for record in caplog.records} == {'workspace_lib.device'}
+        ours = {record.name for record in caplog.records if record.name.startswith('workspace_lib')}
+        assert ours == {'workspace_lib.device'}
 
     def test_who_falls_back_in_a_later_turn_has_no_figures_at_all(self, bench_gpu):
         answers, missing = iter([1., 1., bench_gpu.NotCompiled('ran eager')]), {}
