@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from side_by_side import ROOT, Results, arguments, ratio
+from side_by_side import ROOT, Results, arguments, parsed, ratio
 
 os.environ['OMP_NUM_THREADS'] = '1'
 QUICK = 'BENCH_CONFIG_QUICK'
@@ -108,7 +108,7 @@ def totals(times: dict[str, list[list[float]]]) -> dict[str, list[float]]:
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument('--cold', help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parsed(parser)
     warnings.simplefilter('ignore')
     files = recipes()[::20 if os.environ.get(QUICK) or args.quick else 1]
     if args.cold:
@@ -117,7 +117,7 @@ def main() -> None:
     if args.quick:
         os.environ[QUICK] = '1'  # for the processes of the cold passes
     rounds = 1 if args.quick else args.rounds
-    results = Results('config', args.out, rounds, recipes=len(files))
+    results = Results('config', args.out, rounds, args.toy, recipes=len(files))
     names = [name for name, package in LOADERS.items() if installed(package)]
     for name in LOADERS.keys() - {*names}:
         results.missing(name, 'not installed')

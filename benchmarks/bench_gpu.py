@@ -1,6 +1,7 @@
 """Training speed on a GPU: beside eager peers, over layouts and batch sizes, fed from files, CIFAR-10 to accuracy.
 
     python benchmarks/bench_gpu.py [--images DIR] [--cifar10 DIR] [--minutes 9] [--part speed fed] [--out DIR]
+    python benchmarks/bench_gpu.py --device cpu --part keys      # what keys are worth on a CPU: processor time
     python benchmarks/bench_gpu.py --device cpu --toy            # does it run, not how fast
 
 The part `keys` is an A/B of each key of speed, one switched at a time (docs/performance.md has their table). Each part
@@ -26,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_steps import Endless, Enough, Size, Synthetic, Training, between, moment, turns
-from side_by_side import ROOT, Results, arguments, ratio, write_readme
+from gpu_steps import Endless, Enough, NotCompiled, Size, Synthetic, Training, between, check_compiled, moment, turns
+from side_by_side import ROOT, Results, arguments, parsed, ratio, write_readme
 from torch import nn
 
 from workspace_lib.apis import build_loader, build_training, load_config, set_random_seed, single_gpu_test
@@ -62,10 +63,12 @@ def peer(model: nn.Module, loader: Synthetic, size: Size, device: torch.device) 
     return measure
 
 
-def on_an_h200(results: Results, what: str, figure: float, bound: str, unit: str = 'x') -> None:
-    """An aim that was set for one card; on another the figure is told, and not judged."""
+def on_an_h200(results: Results, what: str, figure: float | None, bound: str, unit: str = 'x') -> None:
+    """An aim that was set for one card; on another the figure is told, and not judged. None: it could not compile."""
     name = results.content['device']
-    if 'H200' in name:
+    if figure is None:
+        results.aim(what, None, bound, unit, 'not compiled')
+    elif 'H200' in name:
         results.aim(what, figure, bound, unit)
     else:
         results.aim(what, None, bound, unit, f'{figure:.4g} {unit} on {name}; the aim is for an H200')
@@ -83,11 +86,13 @@ def speed(results: Results, size: Size, device: torch.device, until: float, args
         except ImportError as error:
             results.missing(name, str(error))
     title = f'ResNet-{size.depth} training, bf16, batch {size.batch}, {size.pixels} px, synthetic'
-    figures = turns(contestants, size, until,
-                    lambda figures: results.section(title, 'images/s', figures, OURS))
+    figures = turns(contestants, size, until, lambda figures: results.section(
+        title, 'images/s', figures, OURS if OURS in figures else next(iter(figures))), results.missing)
+    compiled = OURS in figures
     for name in contestants.keys() - {OURS}:
-        on_an_h200(results, f'ResNet-50, ours over {name}', ratio(figures, OURS, name), '>= 1.3')
-    on_an_h200(results, 'ResNet-50 bf16, synthetic', statistics.median(figures[OURS]), '>= 6000', 'images/s')
+        on_an_h200(results, f'ResNet-50, ours over {name}', ratio(figures, OURS, name) if compiled else None, '>= 1.3')
+    on_an_h200(results, 'ResNet-50 bf16, synthetic', statistics.median(figures[OURS]) if compiled else None,
+               '>= 6000', 'images/s')
     torch.backends.cudnn.benchmark = cudnn
 
 
@@ -119,8 +124,9 @@ def fed(results: Results, size: Size, device: torch.device, until: float, args: 
         contestants = {'synthetic': lambda: size.batch / training.seconds(synthetic, size),
                        'ours: from files': from_files}
         figures = turns(contestants, size, until, lambda figures: results.section(
-            f'ResNet-{size.depth} training, batch {size.batch}', 'images/s', figures, 'synthetic'))
-        over = ratio(figures, 'ours: from files', 'synthetic')
+            f'ResNet-{size.depth} training, batch {size.batch}', 'images/s', figures, next(iter(figures))),
+            results.missing)
+        over = ratio(figures, 'ours: from files', 'synthetic') if len(figures) == 2 else None
         on_an_h200(results, 'fed by the loader, over synthetic', over, '>= 0.95')
         if busy:
             results.section('GPU busy while fed from files', '%', {'ours: from files': [float(one) for one in busy]},
@@ -197,21 +203,32 @@ def sync_free(results: Results, name: str, training: Training, loader: Any, size
 SWITCHED: dict[str, dict[str, Any]] = {
     'optimizer.fused=False': {'optimizer.fused': False}, 'channels_last=False': {'channels_last': False},
     'bf16=False': {'bf16': False}, 'cudnn_benchmark=False': {'cudnn_benchmark': False}}
+#: What is off on a CPU, and is switched on there.
+CPU_DEFAULTS = {'optimizer.fused': False, 'channels_last': False, 'bf16': False}
 
 
 def keys(results: Results, size: Size, device: torch.device, until: float, args: argparse.Namespace) -> None:
     """Eager, one key switched at a time; then what compiling and CUDA graphs do for a small network."""
-    short = Size(args.toy)
+    on_cpu = device.type == 'cpu' and not args.toy
+    short = Size(args.toy, on_cpu)
     short.batch = size.batches[-1]
     now = time.perf_counter()
+    variants = {'defaults': {}, **SWITCHED} if not on_cpu else {
+        'defaults': CPU_DEFAULTS, 'defaults again': CPU_DEFAULTS,
+        **{f'{key}=True': {**CPU_DEFAULTS, key: True} for key in CPU_DEFAULTS}}
     _in_turns(results, short, device, now + 0.5 * (until - now),
-              f'ResNet-{short.depth} training, batch {short.batch}, eager: one key switched',
-              {'defaults': {}, **SWITCHED}, {'compile': False})
-    short.batch, short.pixels = (4, 32) if args.toy else (128, 32)
+              f'ResNet-{short.depth} training, batch {short.batch}, eager, {short.pixels} px: one key switched',
+              variants, {'compile': False})
+    short.batch, short.pixels = (4, 32) if args.toy else (8, 32) if on_cpu else (128, 32)
     small = {'model.backbone.type': 'ResNet_CIFAR', 'model.backbone.depth': 18, 'model.head.in_channels': 512}
-    modes = {'compile=True': size.compile,
-             "compile=dict(mode='reduce-overhead')": size.compile if args.toy else dict(mode='reduce-overhead')}
-    _in_turns(results, short, device, until, f'ResNet-18 training, 32 px, batch {short.batch}: compiling',
+    modes = {"compile=dict(backend='eager')": size.compile} if args.toy else {'compile=True': True}
+    if on_cpu:  # an eighth as wide: compiling takes a minute or two
+        small |= {'model.backbone.base_channels': 8, 'model.backbone.stem_channels': 8, 'model.head.in_channels': 64,
+                  **CPU_DEFAULTS}
+    elif not args.toy:
+        modes["compile=dict(mode='reduce-overhead')"] = dict(mode='reduce-overhead')
+    _in_turns(results, short, device, until,
+              f'ResNet-18{", an eighth as wide," if on_cpu else ""} training, 32 px, batch {short.batch}: compiling',
               {'eager': {'compile': False}, **{name: {'compile': mode} for name, mode in modes.items()}}, small)
 
 
@@ -224,12 +241,12 @@ def _in_turns(results: Results, size: Size, device: torch.device, until: float, 
 
     def measure(name: str) -> float:
         torch.backends.cudnn.benchmark = variants[name].get('cudnn_benchmark', True)  # the last one's, else
-        loader = loaders[variants[name].get('channels_last', True)]
+        loader = loaders[{**common, **variants[name]}.get('channels_last', True)]
         return size.batch / trainings[name].seconds(loader, size)
 
-    first = next(iter(variants))
+    first, unit = next(iter(variants)), 'images/s' if device.type == 'cuda' else 'images a processor second'
     turns({name: partial(measure, name) for name in variants}, size, until,
-          lambda figures: results.section(title, 'images/s', figures, first))
+          lambda figures: results.section(title, unit, figures, first), results.missing)
 
 
 def sweep(results: Results, size: Size, device: torch.device, until: float, args: argparse.Namespace) -> None:
@@ -251,6 +268,8 @@ def sweep(results: Results, size: Size, device: torch.device, until: float, args
             figures[name] = [batch / training.seconds(loader, short)]
         except torch.cuda.OutOfMemoryError:
             results.missing(name, 'out of memory')
+        except NotCompiled as error:
+            results.missing(name, str(error))
         else:
             results.section(f'ResNet-{size.depth} training, bf16, {size.pixels} px, synthetic', 'images/s', figures,
                             next(iter(figures)))
@@ -281,13 +300,18 @@ def cifar10(results: Results, size: Size, device: torch.device, until: float, ar
         runner.run(loaders, [('train', 1)])
         if device.type == 'cuda':
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        seconds, ours = time.perf_counter() - start, 'ours'
+        try:
+            check_compiled(model, cfg.compile)
+        except NotCompiled as error:
+            ours = 'ours, eager'
+            results.missing('ours, compiled', str(error))
         test = build_dataset(cfg.data.test, dict(test_mode=True))
         scores = single_gpu_test(model, build_loader(cfg, 'test', test, device),
                                  precision=Precision(device, None, True))
         accuracy = test.evaluate(scores, 'accuracy', dict(topk=(1,)))
         results.section(f'CIFAR-10, ResNet-18, {size.epochs} epochs, from the first step to the last', 's',
-                        {'ours': [seconds]}, 'ours')
+                        {ours: [seconds]}, ours)
         figure = float(next(value for key, value in accuracy.items() if key.startswith('accuracy')))
         results.aim(f'CIFAR-10, accuracy after {size.epochs} epochs', None if args.toy else figure, '>= 94', '%',
                     reason='toy size')
@@ -341,13 +365,21 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
 
 
+def quiet() -> None:
+    """Of the logs, errors alone, and why something was not compiled."""
+    logging.basicConfig(level=logging.ERROR)
+    logging.getLogger('workspace_lib').setLevel(logging.ERROR)
+    logging.getLogger('workspace_lib.device').setLevel(logging.WARNING)
+
+
 def one_part(name: str, args: argparse.Namespace) -> None:
-    logging.disable(logging.WARNING)
-    device, size = torch.device(args.device), Size(args.toy)
+    quiet()
+    device = torch.device(args.device)
+    size = Size(args.toy, device.type == 'cpu')
     if device.type == 'cpu':
         torch.set_num_threads(1)  # beside other work, threads that spin cost minutes
     until = time.perf_counter() + 60 * args.minutes
-    results = Results(f'gpu_{name}', args.out, size.rounds, device=device_name(device), toy=args.toy)
+    results = Results(f'gpu_{name}', args.out, size.rounds, args.toy, device=device_name(device))
     globals()[name](results, size, device, until, args)
     results.finish()
 
@@ -360,18 +392,19 @@ def main() -> None:
     parser.add_argument('--minutes', type=float, default=9, help='for all of it (default 9)')
     parser.add_argument('--part', nargs='+', choices=[*PARTS], help='these parts alone')
     parser.add_argument('--child', choices=[*PARTS], help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    args.toy = args.toy or args.quick
+    args = parsed(parser)
     if args.child:
         one_part(args.child, args)
         return
     if args.device != 'cpu' and not torch.cuda.is_available():
         raise SystemExit('no CUDA device: make doctor tells why; --device cpu --toy tries the benchmark itself')
+    if args.device == 'cpu' and not args.toy and args.part != ['keys']:
+        raise SystemExit('on a CPU only --part keys measures something; --toy tries the other parts')
     chosen, failed = args.part or [*PARTS], []
     whole = sum(PARTS[name] for name in chosen)
     for name in chosen:
         minutes = args.minutes * PARTS[name] / whole
-        words = [word for word in sys.argv[1:] if word != '--child']
+        words = [*sys.argv[1:], '--out', str(args.out)]
         start = time.perf_counter()
         print(f'\n== {name}: {minutes:.1f} minutes', flush=True)
         try:

@@ -22,7 +22,7 @@ import simplejpeg
 import torch
 from anchor import ANCHOR, anchors
 from images import files_of, prepare, train_steps
-from side_by_side import Results, arguments, in_turns, name_of, pin, ratio
+from side_by_side import Results, arguments, in_turns, name_of, parsed, pin, ratio
 
 from workspace_lib.datasets import CustomDataset, Pipeline
 from workspace_lib.tools.prepare.images import Size, shrunk, shrunk_jpeg
@@ -135,7 +135,7 @@ def _make_pack(source: Path, target: Path, size: Size) -> None:
 
 
 def main() -> None:
-    args = arguments(__doc__, rounds=9).parse_args()
+    args = parsed(arguments(__doc__, rounds=9))
     rounds, generated = (1, 8) if args.quick else (args.rounds, args.generated)
     pin()
     cv2.setNumThreads(0)
@@ -144,7 +144,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
         folder, what = prepare(args.images, generated, temporary)
-        results = Results(name_of('image', args), args.out, rounds, images=what, pinned='one core')
+        results = Results(name_of('image', args), args.out, rounds, args.toy, images=what, pinned='one core')
         paths = files_of(folder)[:8 if args.quick else 200]
         machinery(results, temporary, 2 if args.quick else 4 * rounds, 50 if args.quick else 400)
         one_image(results, paths, rounds)

@@ -20,7 +20,7 @@ import torch
 from anchor import ANCHOR, anchors
 from contestants import CONTESTANTS, Absent, Contestant
 from images import files_of, prepare
-from side_by_side import Results, arguments, in_turns, name_of, pin, ratio, tree_cpu
+from side_by_side import Results, arguments, in_turns, name_of, parsed, pin, ratio, tree_cpu
 
 from workspace_lib.datasets import build_dataloader
 
@@ -103,7 +103,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument('--only', nargs='+', choices=[*CONTESTANTS], help='these contestants alone')
     parser.add_argument('--copies', type=int, default=4, help='names for each image, for longer epochs (default 4)')
-    args = parser.parse_args()
+    args = parsed(parser)
     rounds, generated, names = args.rounds, args.generated, args.only or [*CONTESTANTS]
     if args.quick:
         rounds, generated, names = 1, 8, args.only or ['ours', 'torchvision v2 float32']
@@ -114,7 +114,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         batch = 4 if args.quick else 64
         folder, what = prepare(args.images, generated, Path(temporary), 1 if args.quick else args.copies)
-        results = Results(name_of('loader', args), args.out, rounds, images=what, batch=batch, pinned='two cores')
+        results = Results(name_of('loader', args), args.out, rounds, args.toy, images=what, batch=batch,
+                          pinned='two cores')
         transport(results, batch, 64 if args.quick else 64 * 64, rounds)
         workers(results, folder, batch, rounds)
         loaders(results, names, folder, batch, rounds)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from images import files_of, prepare, train_steps
-from side_by_side import ROOT, Results, arguments, in_turns, ratio, tree
+from side_by_side import ROOT, Results, arguments, in_turns, parsed, ratio, tree
 
 IMPORTS = {'torch': 'torch', 'workspace_lib.apis': 'workspace_lib.apis'}
 HEAVY = ('torchvision', 'timm', 'matplotlib.pyplot')
@@ -94,12 +94,12 @@ def _run(words: list[str]) -> str:
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
+    args = parsed(arguments(__doc__))
     rounds = 1 if args.quick else args.rounds
     sizes = [100, 1000] if args.quick else [10**3, 10**4, 10**5, 10**6]
     with tempfile.TemporaryDirectory() as name:
         folder, what = prepare(args.images, 8 if args.quick else min(args.generated, 64), Path(name))
-        results = Results('scale', args.out, rounds, images=what)
+        results = Results('scale', args.out, rounds, args.toy, images=what)
         imports(results, rounds if args.quick else 3 * rounds)
         annotations(results, folder, Path(name), sizes, rounds)
     results.finish()

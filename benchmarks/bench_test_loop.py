@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import torch
 from images import prepare
-from side_by_side import Results, arguments, name_of, tree_cpu
+from side_by_side import Results, arguments, name_of, parsed, tree_cpu
 from torch import nn
 
 from workspace_lib.datasets import CustomDataset, build_dataloader
@@ -124,7 +124,7 @@ def add(results: Results, figures: dict[str, dict[str, list[float]]], workers: i
 
 
 def main() -> None:
-    args = arguments(__doc__, rounds=3).parse_args()
+    args = parsed(arguments(__doc__, rounds=3))
     rounds, generated, batch = (1, 8, 4) if args.quick else (args.rounds, args.generated, 32)
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
@@ -132,7 +132,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder, what = prepare(args.images, generated, Path(temporary), most=min(generated, 64))
-        results = Results(name_of('test_loop', args), args.out, rounds, images=what, batch=batch)
+        results = Results(name_of('test_loop', args), args.out, rounds, args.toy, images=what, batch=batch)
         try:
             for workers in (0, 2):
                 add(results, compare(folder, batch, workers, rounds), workers)

@@ -19,9 +19,9 @@ from workspace_lib.models import build_classifier
 
 
 class Size:
-    """How much is measured: on a GPU, or as a toy."""
+    """How much is measured: on a GPU, on a CPU (the part `keys` alone), or as a toy."""
 
-    def __init__(self, toy: bool) -> None:
+    def __init__(self, toy: bool, cpu: bool = False) -> None:
         self.depth, self.batch, self.pixels = (18, 4, 32) if toy else (50, 256, 224)
         self.warm, self.timed, self.rounds = (1, 2, 1) if toy else (20, 100, 3)
         self.batches = (4, 2) if toy else (256, 512, 128, 64)
@@ -30,14 +30,27 @@ class Size:
         self.images, self.copies = (8, 1) if toy else (512, 32)
         # toy: the path through torch.compile without a minute of compiling
         self.compile: Any = dict(backend='eager') if toy else True
+        if cpu and not toy:
+            self.depth, self.batch, self.pixels, self.batches = 18, 16, 64, (16,)
+            self.warm, self.timed, self.rounds = 1, 5, 7
 
 
 class Enough(Exception):
     """All steps were taken."""
 
 
+class NotCompiled(Exception):
+    """A training that was to be compiled runs without: its figure is one of eager mode."""
+
+
+def check_compiled(model: Any, asked: Any) -> None:
+    """NotCompiled where `asked`, the config's ``compile``, is set and ``compile_model`` has given it up."""
+    if asked and model._compiled_call_impl is None:
+        raise NotCompiled('torch.compile failed and the steps ran eager; the warning above says why')
+
+
 class Stopwatch(Hook):
-    """Times the steps after `warm` ones by the device's clock, then ends the run."""
+    """Times the steps after `warm` ones by the device's clock, a CPU's processor time, then ends the run."""
 
     priority = 101
 
@@ -61,7 +74,7 @@ class Stopwatch(Hook):
 
 def moment(device: torch.device) -> Any:
     if device.type != 'cuda':
-        return time.perf_counter()
+        return time.process_time()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
@@ -126,20 +139,25 @@ class Training:
         model = build_classifier(cfg.model)
         model.init_weights()
         self.runner, (self.loader,) = build_training(model, dataset or Still(), cfg, device=device)
-        self.watch = Stopwatch(device)
+        self.watch, self.asked = Stopwatch(device), options['compile']
         self.runner.register_hook(self.watch)
 
     def seconds(self, loader: Any, size: Size) -> float:
-        """A step, over `loader`."""
+        """A step, over `loader`. Raises NotCompiled."""
         self.watch.start(size.warm, size.timed)
         with contextlib.suppress(Enough):
             self.runner.run([loader], [('train', 10**9)])
+        check_compiled(self.runner.model, self.asked)
         return self.watch.seconds()
 
 
 def turns(contestants: Mapping[str, Callable[[], float]], size: Size, until: float,
-          after: Callable[[dict[str, list[float]]], None]) -> dict[str, list[float]]:
-    """Figures in turns after a short round that does not count, one round at least, until the time is over."""
+          after: Callable[[dict[str, list[float]]], None],
+          missing: Callable[[str, str], None]) -> dict[str, list[float]]:
+    """Figures in turns after a short round that does not count, one round at least, until the time is over.
+
+    Who is found not to be compiled is told to `missing`, and has no figures.
+    """
     figures: dict[str, list[float]] = {name: [] for name in contestants}
     took, timed = 0., size.timed
     for number in range(size.rounds + 1):
@@ -147,11 +165,16 @@ def turns(contestants: Mapping[str, Callable[[], float]], size: Size, until: flo
         start = time.perf_counter()
         if number > 1 and start + took > until:
             break
-        for name, measure in contestants.items():
-            figure = measure()
+        for name in [*figures]:
+            try:
+                figure = contestants[name]()
+            except NotCompiled as error:
+                del figures[name]
+                missing(name, str(error))
+                continue
             if number:
                 figures[name].append(figure)
         took = time.perf_counter() - start
-        if number:
+        if number and figures:
             after(figures)
     return figures

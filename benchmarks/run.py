@@ -6,6 +6,7 @@ A benchmark that fails is named at the end, and the others run all the same.
 """
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from side_by_side import ROOT, Results, arguments, write_readme
+from side_by_side import ROOT, Results, arguments, parsed, write_readme
 
 HERE = Path(__file__).parent
 #: Those that write results by themselves, the most important first.
@@ -42,15 +43,16 @@ def run(name: str, words: list[str]) -> bool:
     return not code
 
 
-def run_flat(name: str, words: list[str], aims: dict[str, tuple[str, str]], folder: Path) -> bool:
+def run_flat(name: str, words: list[str], aims: dict[str, tuple[str, str]],
+             args: argparse.Namespace) -> bool:
     """The same for a benchmark that writes numbers by name; they become results with aims."""
-    raw = folder / f'.{name}.numbers'
-    folder.mkdir(parents=True, exist_ok=True)
+    raw = args.out / f'.{name}.numbers'
+    args.out.mkdir(parents=True, exist_ok=True)
     if not run(name, [*words, '--out', str(raw)]):
         return False
     numbers: dict[str, Any] = json.loads(raw.read_text())
     raw.unlink()
-    results = Results(name, folder, int(numbers.get('pairs', 1)))
+    results = Results(name, args.out, int(numbers.get('pairs', 1)), args.toy)
     for key, value in numbers.items():
         if isinstance(value, float) and key not in aims:
             results.section(key.replace('_', ' '), '', {'ours': [value]}, 'ours')
@@ -63,13 +65,13 @@ def run_flat(name: str, words: list[str], aims: dict[str, tuple[str, str]], fold
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument('--only', nargs='+', choices=[*OURS, *FLAT, *OTHERS], help='these benchmarks alone')
-    args = parser.parse_args()
+    args = parsed(parser)
     chosen = args.only or [*OURS, *FLAT, *OTHERS]
     words = ['--out', str(args.out), *(['--images', args.images] if args.images else []),
              *(['--quick'] if args.quick else [])]  # each has a number of rounds of its own
     failed = [name for name in OURS if name in chosen and not run(name, words)]
     failed += [name for name, (full, quick, aims) in FLAT.items()
-               if name in chosen and not run_flat(name, quick if args.quick else full, aims, args.out)]
+               if name in chosen and not run_flat(name, quick if args.quick else full, aims, args)]
     failed += [name for name, (full, quick) in OTHERS.items()
                if name in chosen and not run(name, quick if args.quick else full)]
     print(f'\nall of it: {write_readme(args.out)}')

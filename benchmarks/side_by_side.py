@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # of processes that are started: threads that spin disturb everyone
 RESULTS = ROOT / 'benchmarks' / 'results'
+#: What there is to measure, and what it takes.
+MEASURED = {**dict.fromkeys(('image', 'loader', 'scale', 'config', 'test_loop', 'train_loop'), '`make bench`'),
+            **dict.fromkeys(('gpu_speed', 'gpu_fed', 'gpu_cifar10', 'gpu_keys', 'gpu_sweep'),
+                            'needs a GPU: `make bench-gpu`')}
 
 
 def in_turns(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
@@ -89,21 +94,24 @@ class Results:
 
     Args:
         name: of the files. folder: where they go. rounds: measurements of each contestant.
+        toy: the sizes are those of a trial: sections say so, and no aim is judged.
         facts: more that belongs to the header, such as the images.
     """
 
-    def __init__(self, name: str, folder: Path | str = RESULTS, rounds: int = 1, **facts: Any) -> None:
+    def __init__(self, name: str, folder: Path | str = RESULTS, rounds: int = 1, toy: bool = False,
+                 **facts: Any) -> None:
         self.path = Path(folder) / f'{name}.json'
         self.content: dict[str, Any] = {
             'name': name, 'command': ' '.join([Path(sys.executable).name, *sys.argv]),
-            'started': time.strftime('%Y-%m-%d %H:%M:%S %z'), 'rounds': rounds, **facts, 'machine': machine(),
-            'versions': versions(), 'sections': [], 'aims': [], 'missing': {}}
+            'started': time.strftime('%Y-%m-%d %H:%M:%S %z'), 'rounds': rounds, 'toy': toy, **facts,
+            'machine': machine(), 'versions': versions(), 'sections': [], 'aims': [], 'missing': {}}
 
     def section(self, title: str, unit: str, figures: Mapping[str, Sequence[float]], base: str) -> None:
         """Add a table of contestants: median, least and most of their figures, and the median's ratio to `base`.
 
         A later one of the same title takes its place, with more in it.
         """
+        title += ' (toy size)' * self.content['toy']
         below = statistics.median(figures[base])
         rows = {name: dict(median=statistics.median(runs), least=min(runs), most=max(runs), runs=list(runs),
                            ratio=statistics.median(runs) / below if below else None)
@@ -122,6 +130,8 @@ class Results:
             raise ValueError(f'an aim of {bound!r} for {what!r}: write it as >= or <=, a blank and a number')
         limit = float(number)
         met = None if figure is None else figure >= limit if sign == '>=' else figure <= limit
+        if self.content['toy'] and figure is not None:
+            met, reason = None, 'toy size'
         self.content['aims'].append(dict(what=what, aim=bound, unit=unit, figure=figure, met=met,
                                          reason=reason if met is None else '', note=note))
         print(aim_text(self.content['aims'][-1]), flush=True)
@@ -168,8 +178,10 @@ class Results:
                 names, rows = [*section['rows']], [*section['rows'].values()]
                 medians = [row['median'] for row in rows]
                 spread = [[row['median'] - row['least'] for row in rows], [row['most'] - row['median'] for row in rows]]
+                alone = not any(name.startswith('ours') for name in names)  # then the base stands out
                 colours = [VERMILLION if name.startswith(('anchor', 'limit')) else
-                           BLUE if name.startswith('ours') else GREY for name in names]
+                           BLUE if name.startswith('ours') or alone and name == section['base'] else GREY
+                           for name in names]
                 axes.barh(names, medians, xerr=spread, color=colours, hatch=[
                     '//' if colour == VERMILLION else '' for colour in colours], error_kw=dict(lw=1, capsize=3))
                 axes.bar_label(axes.containers[-1], [f'{value:.3g}' for value in medians], padding=6, fontsize=9)
@@ -198,6 +210,8 @@ def section_text(section: Mapping[str, Any]) -> str:
 
 
 def aim_text(aim: Mapping[str, Any]) -> str:
+    if aim['figure'] is not None and aim['met'] is None:
+        return f'{aim["what"]:70} aim {aim["aim"]:8} {aim["figure"]:.3g} {aim["unit"]}  not judged: {aim["reason"]}'
     if aim['met'] is None:
         return f'{aim["what"]:70} aim {aim["aim"]:8} not measured: {aim["reason"]}'
     verdict = 'met' if aim['met'] else 'MISSED'
@@ -209,10 +223,12 @@ def write_readme(folder: Path | str = RESULTS) -> Path:
     """`README.md` of the folder: all aims in one table, then each benchmark's sections; from the JSON files alone."""
     files = [json.loads(path.read_text()) for path in sorted(Path(folder).glob('*.json'))]
     lines = ['# What was measured', '', 'Made from the JSON files here by `python benchmarks/side_by_side.py`.', '']
+    lines += not_measured(files)
     lines += ['| benchmark | aim | bound | figure | |', '| --- ' * 5 + '|']
     lines += [f'| {found["name"]} {_aim_row(aim)}' for found in files for aim in found['aims']]
     for found in files:
-        lines += ['', f'## {found["name"]}', '', f'`{found["command"]}`', '', header_text(found).partition('\n')[2]]
+        lines += ['', f'## {found["name"]}{" (toy size)" * found["toy"]}', '', f'`{found["command"]}`', '',
+                  header_text(found).partition('\n')[2]]
         lines += [f'\n{name} did not take part: {reason}' for name, reason in found['missing'].items()]
         for section in found['sections']:
             lines += ['', f'### {section["title"]}', '',
@@ -227,12 +243,22 @@ def write_readme(folder: Path | str = RESULTS) -> Path:
     return path
 
 
+def not_measured(files: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each way to measure that has benchmarks without a figure here; those of toy size are none."""
+    there = {found['name'].removesuffix('_real') for found in files if not found['toy']}
+    absent: dict[str, list[str]] = {}
+    for name, way in MEASURED.items():
+        if name not in there:
+            absent.setdefault(way, []).append(name)
+    return [line for way, names in absent.items() for line in (f'not measured yet: {", ".join(names)}: {way}', '')]
+
+
 def _aim_row(aim: Mapping[str, Any]) -> str:
-    if aim['met'] is None:
+    if aim['figure'] is None:
         return f'| {aim["what"]} | {aim["aim"]} | not measured: {aim["reason"]} | |'
     figure = f'{aim["figure"]:.2f}' if 0.1 <= abs(aim['figure']) < 1000 else f'{aim["figure"]:.3g}'
-    return f'| {aim["what"]} | {aim["aim"]} | {figure} {aim["unit"]}'.rstrip() + \
-        f' | {"met" if aim["met"] else "**missed**"} |'
+    verdict = {True: 'met', False: '**missed**', None: f'not judged: {aim["reason"]}'}[aim['met']]
+    return f'| {aim["what"]} | {aim["aim"]} | {figure} {aim["unit"]}'.rstrip() + f' | {verdict} |'
 
 
 def arguments(description: str | None, rounds: int = 5) -> argparse.ArgumentParser:
@@ -242,8 +268,20 @@ def arguments(description: str | None, rounds: int = 5) -> argparse.ArgumentPars
     parser.add_argument('--generated', type=int, default=256, help='how many images to generate (default 256)')
     parser.add_argument('--rounds', type=int, default=rounds, help=f'measurements of each (default {rounds})')
     parser.add_argument('--quick', action='store_true', help='toy size: does it run, not how fast')
-    parser.add_argument('--out', type=Path, default=RESULTS, help='folder of the results (default benchmarks/results)')
+    parser.add_argument('--out', type=Path, help='folder of the results (default benchmarks/results; at toy size a '
+                        'temporary one, which is printed)')
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; `out` is set, and figures of toy size do not go where real ones are kept."""
+    args = parser.parse_args()
+    args.toy = args.quick or getattr(args, 'toy', False)
+    if args.out is None and args.toy:
+        args.out = Path(tempfile.mkdtemp(prefix='benchmarks-'))
+        print(f'toy size: results go to {args.out}')
+    args.out = args.out or RESULTS
+    return args
 
 
 def name_of(name: str, args: argparse.Namespace) -> str:

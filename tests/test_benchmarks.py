@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,9 @@ def check(path: Path) -> dict:
         assert section['base'] in section['rows']
         for row in section['rows'].values():
             assert row['least'] <= row['median'] <= row['most'] and row['runs']
+    assert found['toy'] and all(section['title'].endswith('(toy size)') for section in found['sections'])
     for aim in found['aims']:
-        assert (aim['met'] is None) == (aim['figure'] is None)
-        assert aim['figure'] is not None or aim['reason']
+        assert aim['met'] is None and aim['reason']  # toy size is not judged
     return found
 
 
@@ -105,7 +106,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu_at_toy_size(tmp_path, part):
         assert rows(found, 'ResNet-18 training, batch 2, eager') == {
             'defaults', 'optimizer.fused=False', 'channels_last=False', 'bf16=False', 'cudnn_benchmark=False'}
         assert rows(found, 'ResNet-18 training, 32 px') == {
-            'eager', 'compile=True', "compile=dict(mode='reduce-overhead')"}
+            'eager', "compile=dict(backend='eager')"}  # what was run, and not the modes of a GPU
     if part == 'sweep':
         assert len(rows(found, 'ResNet-18')) == 8
 
@@ -117,7 +118,12 @@ class TestGpuParts:
     def bench_gpu(self, monkeypatch):
         monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
         import bench_gpu
-        return bench_gpu
+        loggers = [logging.getLogger(name) for name in (None, 'workspace_lib', 'workspace_lib.device')]
+        levels, threads = [logger.level for logger in loggers], bench_gpu.torch.get_num_threads()
+        yield bench_gpu
+        bench_gpu.torch.set_num_threads(threads)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
     def run(self, bench_gpu, monkeypatch, tmp_path, answer):
         calls = []
@@ -152,9 +158,83 @@ class TestGpuParts:
     def test_turns_end_when_the_time_is_over_but_not_before_one_counts(self, bench_gpu):
         seen = []
         size = bench_gpu.Size(toy=False)
-        figures = bench_gpu.turns({'A': lambda: 1., 'B': lambda: 2.}, size, until=0., after=lambda now: seen.append(1))
+        figures = bench_gpu.turns({'A': lambda: 1., 'B': lambda: 2.}, size, until=0.,
+                                  after=lambda now: seen.append(1), missing=lambda name, why: None)
         assert figures == {'A': [1.], 'B': [2.]} and len(seen) == 1
         assert size.timed == 100  # the round that does not count is short, those that do are not
+
+    @pytest.fixture
+    def no_compiler(self, bench_gpu, monkeypatch):
+        """Sizes whose trainings are compiled by what fails, as on a machine without a compiler."""
+        def refuses(graph, inputs):
+            raise RuntimeError('no compiler here')
+
+        made = bench_gpu.Size.__init__
+
+        def init(size, *args):
+            made(size, *args)
+            size.compile = dict(backend=refuses)
+
+        import torch
+        torch._dynamo.reset()
+        monkeypatch.setattr(bench_gpu.Size, '__init__', init)
+
+    def part(self, bench_gpu, tmp_path, name):
+        import argparse
+        bench_gpu.one_part(name, argparse.Namespace(device='cpu', toy=True, minutes=0.5, out=tmp_path, images=None,
+                                                    cifar10=None))
+        return json.loads((tmp_path / f'gpu_{name}.json').read_text())
+
+    def test_what_ran_eager_is_missing_and_no_figure_of_compile(self, bench_gpu, no_compiler, tmp_path, caplog):
+        found = self.part(bench_gpu, tmp_path, 'speed')
+        assert 'torch.compile failed' in found['missing'][bench_gpu.OURS]
+        assert bench_gpu.OURS not in rows(found, 'ResNet-18')
+        assert {aim['reason'] for aim in found['aims']} == {'not compiled'}
+
+    def test_the_warning_of_the_fallback_is_let_through(self, bench_gpu, no_compiler, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr(logging.getLogger('workspace_lib'), 'propagate', True)
+        size, device = bench_gpu.Size(True), bench_gpu.torch.device('cpu')
+        bench_gpu.quiet()
+        training = bench_gpu.Training(size, device)
+        with pytest.raises(bench_gpu.NotCompiled, match='the warning above says why'):
+            training.seconds(bench_gpu.Synthetic(size, device, size.batch), size)
+        assert 'no compiler here' in caplog.text
+        ours = {record.name for record in caplog.records if record.name.startswith('workspace_lib')}
+        assert ours == {'workspace_lib.device'}
+
+    def test_who_falls_back_in_a_later_turn_has_no_figures_at_all(self, bench_gpu):
+        answers, missing = iter([1., 1., bench_gpu.NotCompiled('ran eager')]), {}
+
+        def compiled():
+            answer = next(answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        figures = bench_gpu.turns({'compile': compiled, 'eager': lambda: 2.}, bench_gpu.Size(toy=False),
+                                  until=float('inf'), after=lambda now: None, missing=missing.__setitem__)
+        assert figures == {'eager': [2.] * 3} and missing == {'compile': 'ran eager'}
+
+    def test_out_of_memory_in_a_sweep_is_told(self, bench_gpu, tmp_path, monkeypatch):
+        import torch
+
+        def seconds(training, loader, size):
+            if len(loader.batch['img']) == 4:
+                raise torch.OutOfMemoryError('CUDA out of memory')
+            if training.asked:
+                raise bench_gpu.NotCompiled('ran eager')
+            return 1.
+
+        monkeypatch.setattr(bench_gpu.Training, 'seconds', seconds)
+        found = self.part(bench_gpu, tmp_path, 'sweep')
+        assert rows(found, 'ResNet-18') == {'NHWC, eager, batch 2', 'NCHW, eager, batch 2'}
+        assert sorted(found['missing'].values()) == ['out of memory'] * 4 + ['ran eager'] * 2
+
+    def test_on_a_cpu_only_the_keys_are_measured(self, bench_gpu, monkeypatch, tmp_path):
+        self.run(bench_gpu, monkeypatch, tmp_path, None)
+        monkeypatch.setattr(sys, 'argv', ['bench_gpu.py', '--device', 'cpu', '--out', str(tmp_path)])
+        with pytest.raises(SystemExit, match='--part keys'):
+            bench_gpu.main()
 
     def test_an_aim_of_the_h200_is_judged_on_one_alone(self, bench_gpu, tmp_path):
         for name, met in (('NVIDIA H200', False), ('NVIDIA L4', None)):

@@ -50,6 +50,17 @@ def test_fp16_and_bf16_together_are_refused():
         Precision(CPU, fp16=dict(loss_scale='dynamic'), bf16=True)
 
 
+@pytest.mark.parametrize('fp16, dtype', [({}, torch.float16), (dict(loss_scale='dynamic'), torch.float16),
+                                         (None, torch.bfloat16), (False, torch.bfloat16)])
+def test_an_empty_fp16_is_set_as_in_mmcv(monkeypatch, fp16, dtype):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda.amp.common, 'amp_definitely_not_available', lambda: False)
+    precision = Precision(torch.device('cuda'), fp16=fp16, bf16=None)
+    assert precision.dtype is dtype and precision.scaler.is_enabled() is (dtype is torch.float16)
+    with pytest.raises(ValueError, match='keep one'):
+        Precision(torch.device('cuda'), fp16={}, bf16=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('scale, start', [(512.0, 512.0), ('dynamic', 65536.0), (dict(init_scale=4.0), 4.0)])
 def test_loss_scale_of_the_config(scale, start):

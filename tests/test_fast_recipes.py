@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from workspace_lib.apis import build_training, run_training, set_random_seed
+from workspace_lib.apis import build_training, loader_config, run_training, set_random_seed
 from workspace_lib.datasets import build_dataset
+from workspace_lib.datasets.ring import AHEAD, SPARE
 from workspace_lib.models import build_classifier
 from workspace_lib.optim import build_optimizer, lr_schedule
 from workspace_lib.recipes import CONFIGS, load_config
@@ -137,6 +138,27 @@ def test_sizes_at_a_few_epochs_are_those_of_ffcv(recipe, sizes):
 def test_a_size_that_cannot_grow_is_refused(wrong):
     with pytest.raises(ValueError, match='start <= end and begin < until'):
         ProgressiveSizeHook(**{**dict(start=160, end=192, begin=1, until=2), **wrong})
+
+
+def test_images_that_are_not_square_are_refused_and_not_squashed():
+    hook = ProgressiveSizeHook(start=32, end=96, begin=0, until=2)
+    model = torch.nn.Identity().train()
+    with pytest.raises(ValueError, match='square images, but a batch has 64x96 pixels; crop them'):
+        hook._resize(model, (), dict(img=torch.zeros(2, 3, 64, 96)))
+    _, batch = hook._resize(model.eval(), (), dict(img=torch.zeros(2, 3, 64, 96)))
+    assert batch['img'].shape == (2, 3, 64, 96)  # evaluation's stay as they are
+
+
+@pytest.mark.parametrize('recipe', [FAST, FAST_88])
+def test_a_fast_recipe_names_the_shared_memory_that_its_batches_take(recipe):
+    cfg, text, total = load_config(recipe), (CONFIGS / FAST).read_text(), 0
+    for split, side, count in (('train', 192, 11.4), ('val', 256, 4.1)):
+        settings = loader_config(cfg, split)
+        batches = AHEAD * settings['workers_per_gpu'] + SPARE
+        needed = 8 * batches * settings['samples_per_gpu'] * side**2 * 3
+        total += needed
+        assert round(needed / 2**30, 1) == count and f'{count} GiB' in text and f'{batches} ' in text
+    assert total < 20 * 2**30 and 'SHM_SIZE' in text and '20gb' in (CONFIGS / recipe).read_text()
 
 
 @pytest.mark.parametrize('recipe, length, rates', [

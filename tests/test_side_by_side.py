@@ -99,6 +99,61 @@ def test_the_readme_lists_every_aim_of_every_file(tmp_path):
     assert text.count('theirs') == 2
 
 
+def test_a_toy_run_says_so_and_is_not_judged(tmp_path):
+    toy = side_by_side.Results('image', tmp_path, toy=True)
+    toy.section('km', 'l', {'ours': [1.]}, base='ours')
+    toy.aim('faster than a horse', 2.5, '>= 2')
+    toy.aim('cheaper than a horse', 3.0, '<= 2.5')
+    assert [(aim['met'], aim['reason']) for aim in read(toy)['aims']] == [(None, 'toy size')] * 2
+    text = str(toy)
+    assert 'km (toy size)' in text and text.count('not judged: toy size') == 2 and 'MISSED' not in text
+    readme = side_by_side.write_readme(tmp_path).read_text()
+    assert '## image (toy size)' in readme and '| 2.50 | not judged: toy size |' in readme
+    assert 'missed' not in readme and 'not measured yet: image, ' in readme  # a toy is no measurement
+
+
+@pytest.mark.parametrize('words, where', [([], 'results'), (['--quick'], 'temporary'), (['--toy'], 'temporary'),
+                                          (['--quick', '--out', 'here'], 'here')])
+def test_toy_results_do_not_go_where_real_ones_are_kept(tmp_path, monkeypatch, capsys, words, where):
+    monkeypatch.setattr(side_by_side.tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr(sys, 'argv', ['bench.py', *words])
+    parser = side_by_side.arguments('what')
+    parser.add_argument('--toy', action='store_true')
+    args = side_by_side.parsed(parser)
+    assert args.toy is bool(words)
+    if where == 'temporary':
+        assert args.out.parent == tmp_path and str(args.out) in capsys.readouterr().out
+    else:
+        assert args.out == (side_by_side.RESULTS if where == 'results' else Path(where))
+
+
+def test_the_readme_names_what_is_not_measured_yet(tmp_path):
+    gpu = 'gpu_speed, gpu_fed, gpu_cifar10, gpu_keys, gpu_sweep: needs a GPU: `make bench-gpu`'
+    assert f'not measured yet: {gpu}' in side_by_side.write_readme(tmp_path).read_text()
+    for name in side_by_side.MEASURED:
+        side_by_side.Results(f'{name}_real' if name == 'image' else name, tmp_path).write()
+    assert 'not measured yet' not in side_by_side.write_readme(tmp_path).read_text()
+
+
+def test_the_base_stands_out_where_nothing_is_called_ours(results):
+    from matplotlib.figure import Figure
+
+    from workspace_lib.tools.plots import BLUE, GREY
+    results.section('keys', 'images/s', {'defaults': [1.], 'bf16=False': [2.]}, base='defaults')
+    results.section('loaders', 'images/s', {'theirs': [1.], 'ours': [2.]}, base='theirs')
+    drawn = []
+    saved, Figure.savefig = Figure.savefig, lambda self, *args, **options: drawn.append(self)
+    try:
+        results.plot()
+    finally:
+        Figure.savefig = saved
+    from matplotlib.colors import same_color
+    keys, loaders = drawn[0].axes
+    for axes, colours in ((keys, (BLUE, GREY)), (loaders, (GREY, BLUE))):
+        assert all(same_color(bar.get_facecolor(), colour)
+                   for bar, colour in zip(axes.patches, colours, strict=True))
+
+
 def test_cpu_time_counts_children_and_their_children(tmp_path):
     import subprocess
     import time

@@ -324,10 +324,29 @@ def test_a_smaller_last_batch_is_compiled_for_itself():
     assert seen == [4, 3] and all(type(size) is int for size in seen)  # no size that stands for any
 
 
-def test_what_a_cuda_graph_returns_is_copied_before_its_next_replay():
+def test_a_lack_of_memory_is_raised_and_the_model_stays_compiled():
+    torch._dynamo.reset()
+    model, short = small(), [True]
+
+    def runs_out_once(graph: Any, inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            if short and short.pop():
+                raise torch.OutOfMemoryError('CUDA out of memory')
+            return graph(*args)
+        return run
+
+    compile_model(model, dict(backend=runs_out_once))
+    with pytest.raises(torch.OutOfMemoryError):
+        stepped(model)
+    assert model._compiled_call_impl is not None
+    assert stepped(model) == stepped(small()) and not short
+
+
+@pytest.mark.parametrize('options', [dict(mode='reduce-overhead'), dict(options={'triton.cudagraphs': True})])
+def test_what_a_cuda_graph_returns_is_copied_before_its_next_replay(options):
     torch._dynamo.reset()
     model, kept = small(), torch.zeros(())
-    compile_model(model, dict(mode='reduce-overhead'))
+    compile_model(model, options)
     monkey = model._compiled_call_impl
     cells = dict(zip(monkey.__code__.co_freevars, monkey.__closure__, strict=True))
     cells['compiled'].cell_contents = lambda **batch: dict(loss=kept, accuracy={'top-1': kept})

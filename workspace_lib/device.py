@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +59,21 @@ def compile_model(model: Any, options: dict[str, Any]) -> None:
             epoch's smaller last batch is compiled for itself, and does not make all others slower.
     """
     model.compile(**{'dynamic': False, **options})
-    compiled, copies = model._compiled_call_impl, options.get('mode') in ('reduce-overhead', 'max-autotune')
+    compiled = model._compiled_call_impl
+    graphs = options.get('mode') in ('reduce-overhead', 'max-autotune') or 'triton.cudagraphs' in str(options)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             outputs = compiled(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise  # it may pass, and is no reason to compute the rest of a run eagerly
         except Exception as error:
             outputs = model._call_impl(*args, **kwargs)  # a mistake in the model itself is raised here
             model._compiled_call_impl = None
             logger.warning('torch.compile failed, so this run goes on without it: %s: %s', type(error).__name__,
                            ' '.join(str(error).partition('\n\n')[0].split()))
         # What a CUDA graph returns, its next replay overwrites; the log keeps it for longer.
-        return pytree.tree_map_only(torch.Tensor, torch.clone, outputs) if copies else outputs
+        return torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, outputs) if graphs else outputs
 
     model._compiled_call_impl = call
 
@@ -79,34 +81,31 @@ def compile_model(model: Any, options: dict[str, Any]) -> None:
 class Precision:
     """Autocast and loss scaling for one run, from ``fp16=dict(loss_scale=512. | 'dynamic')`` or ``bf16=True``.
 
-    ``bf16=None`` is `is_fast`, unless fp16 is set. ``fp16`` needs loss scaling and a GPU: on a CPU such a recipe runs
-    in float32, and the log says so once.
+    ``bf16=None`` is `is_fast`, unless fp16 is set; an empty ``fp16=dict()`` sets it, as in mmcv. ``fp16`` needs loss
+    scaling and a GPU: on a CPU such a recipe runs in float32, and the log says so once.
     """
 
     def __init__(self, device: torch.device, fp16: dict | bool | None = None, bf16: bool | None = False) -> None:
-        bf16 = is_fast(bf16, device) and not (fp16 and bf16 is None)
-        if fp16 and bf16:
+        half = fp16 not in (None, False)
+        bf16 = is_fast(bf16, device) and not (half and bf16 is None)
+        if half and bf16:
             raise ValueError('fp16 and bf16 are both set in the config; keep one of them')
-        if fp16 and device.type == 'cpu':
+        if half and device.type == 'cpu':
             logger.warning('fp16 needs a GPU: this run on the CPU computes in float32')
-            fp16 = None
+            half = False
         self.device = device
-        self.dtype = torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
-        self.scaler = _build_scaler(device, fp16)
+        self.dtype = torch.float16 if half else torch.bfloat16 if bf16 else torch.float32
+        self.scaler = _build_scaler(device, fp16, half)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which to run a forward pass."""
-        return torch.autocast(self.device.type, self.dtype) if self.enabled else nullcontext()
-
-    @property
-    def enabled(self) -> bool:
-        return self.dtype is not torch.float32
+        return torch.autocast(self.device.type, self.dtype) if self.dtype is not torch.float32 else nullcontext()
 
 
-def _build_scaler(device: torch.device, fp16: dict | bool | None) -> torch.amp.GradScaler:
-    """A scaler that passes everything through unless ``fp16``; a number means a scale that never grows."""
+def _build_scaler(device: torch.device, fp16: dict | bool | None, half: bool) -> torch.amp.GradScaler:
+    """A scaler that passes everything through unless `half`; a number means a scale that never grows."""
     scale = dict(fp16 if isinstance(fp16, dict) else {}).get('loss_scale', 512.0)
     if not isinstance(scale, dict):
         # A growth interval beyond any run keeps the scale where the config put it.
         scale = {} if scale == 'dynamic' else dict(init_scale=float(scale), growth_interval=2**31 - 1)
-    return torch.amp.GradScaler(device.type, enabled=bool(fp16), **scale)
+    return torch.amp.GradScaler(device.type, enabled=half, **scale)

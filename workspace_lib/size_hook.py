@@ -22,6 +22,7 @@ class ProgressiveSizeHook(Hook):
     The rule of ffcv-imagenet (train_imagenet.py, get_resolution): `start` pixels up to epoch `begin` (from 0), `end`
     from epoch `until` on, in between on a line, rounded to a multiple of `step`. The loader makes images of `end`
     pixels all the while, so the device has less to do, and the workers have not. Bilinear without antialiasing.
+    Images are square: others would be squashed, and raise ValueError.
     """
 
     def __init__(self, start: int, end: int, begin: int, until: int, step: int = 32) -> None:
@@ -45,6 +46,10 @@ class ProgressiveSizeHook(Hook):
         self.now = self.size(runner.epoch)
 
     def _resize(self, model: Any, args: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if model.training and self.now < max(batch['img'].shape[2:]):
+        height, width = batch['img'].shape[2:]
+        if model.training and height != width:
+            raise ValueError(f'ProgressiveSizeHook takes square images, but a batch has {height}x{width} pixels; crop '
+                             'them square in data.train.pipeline, or leave the hook out of custom_hooks')
+        if model.training and self.now < height:
             batch = {**batch, 'img': interpolate(batch['img'], (self.now, self.now), mode='bilinear')}
         return args, batch
