@@ -243,7 +243,6 @@ class _Requests:
         self.ring: Ring | None = None
         self._order: tuple[int, list[int]] = -1, []  # of the last epoch asked for
         self.total = -(-length // world_size) * world_size if round_up else length
-        self.samples = len(range(rank, self.total, world_size) if sampler is None else sampler)  # of this rank
 
     def _indices(self, epoch: int) -> list[int]:
         """This rank's samples in their order."""
@@ -255,6 +254,11 @@ class _Requests:
             generator = torch.Generator().manual_seed(_mix(self.seed, epoch) % 2**63)
             order = torch.randperm(self.length, generator=generator).numpy()
         return np.resize(order, self.total)[self.rank::self.world_size].tolist()
+
+    @property
+    def samples(self) -> int:
+        """Of this rank."""
+        return len(range(self.rank, self.total, self.world_size) if self.sampler is None else self.sampler)
 
     def __len__(self) -> int:
         return self.samples // self.batch_size if self.drop_last else -(-self.samples // self.batch_size)
