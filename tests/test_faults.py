@@ -1,6 +1,7 @@
 """What goes wrong in a training is named: the place, the file, the way out, and the checkpoint to go on from."""
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+import weakref
 from pathlib import Path
 
 import interrupted
@@ -413,11 +415,85 @@ def test_it_is_not_asked_for_where_nothing_goes_through_it(images, monkeypatch):
     assert len(list(loader(images, 2))) == 6
 
 
-def test_each_process_of_a_machine_takes_its_part(images, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(loader_module.shutil, 'disk_usage', lambda path: space(3 * 7 * 4 * (3 * 16 * 16 * 4)))
+RING = 7 * 4 * (3 * 16 * 16 * 4)  # of two workers with batches of four
+
+
+@pytest.fixture
+def shared_memory(monkeypatch):
+    """As much as the test says; what rings take is gone, as the system sees to it."""
+    total, rings = [0], weakref.WeakSet()
+
+    class Reserving(loader_module.Ring):
+        def __init__(self, *args):
+            super().__init__(*args)
+            rings.add(self)
+    monkeypatch.setattr(loader_module, 'Ring', Reserving)
+    monkeypatch.setattr(loader_module.shutil, 'disk_usage', lambda path: space(
+        total[0] - sum(whole.slots.nbytes for whole in rings)))
+    return total
+
+
+def test_each_process_of_a_machine_takes_its_part(images, monkeypatch, shared_memory):  # noqa: F811
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
-    with pytest.raises(RuntimeError, match='/dev/shm'):
-        list(loader(images, 2))
+    shared_memory[0] = 4 * RING
+    ranks = [loader(images, 2) for _ in range(4)]
+    for rank in ranks:  # the last finds a quarter free, and needs no more
+        rank.prepare()
+    shared_memory[0] -= 1
+    del rank, ranks[3]
+    with pytest.raises(RuntimeError, match='/dev/shm has 0 MiB free, but 7 batches'):
+        loader(images, 2).prepare()
+
+
+@pytest.mark.parametrize('persistent', [True, False])
+def test_what_is_reserved_before_a_pass_is_used_by_it(images, shared_memory, persistent):  # noqa: F811
+    shared_memory[0] = RING
+    batches = loader(images, 2, persistent_workers=persistent)
+    batches.prepare()
+    assert [len(list(batches)) for _ in range(2)] == [6, 6]
+
+
+def with_workers(data, **val):
+    cfg = config(data)
+    cfg.data.workers_per_gpu, cfg.data.prefetch_factor, cfg.data.val_dataloader = 1, 2, val
+    return cfg
+
+
+def test_a_training_without_room_for_its_validation_is_not_begun(data, shared_memory):
+    cfg = with_workers(data)
+    dataset, each = apis.build_dataset(cfg.data.train), 5 * 4 * (3 * 16 * 16 * 4)
+    shared_memory[0] = 2 * each
+    runner, _ = apis.build_training(apis.build_classifier(cfg.model), dataset, cfg, validate=True, device='cpu')
+    assert any(isinstance(hook, apis.EvalHook) for hook in runner.hooks)
+    del runner, _
+    gc.collect()
+    shared_memory[0] -= 1
+    with pytest.raises(RuntimeError, match='/dev/shm has 0 MiB free, but 5 batches'):
+        apis.build_training(apis.build_classifier(cfg.model), dataset, cfg, validate=True, device='cpu')
+
+
+@pytest.mark.parametrize('lacking, samples', [(0, 8), (1, 4)])
+def test_batches_of_validation_are_not_doubled_beyond_shared_memory(data, shared_memory, monkeypatch, caplog, lacking,
+                                                                    samples):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
+    monkeypatch.setattr(loader_module.Ring, 'lock_pages', lambda self, device: '')
+    monkeypatch.setattr(logging.getLogger('workspace_lib'), 'propagate', True)
+    cfg = with_workers(data)
+    shared_memory[0] = 5 * 8 * (3 * 16 * 16) - lacking
+    val = apis.build_loader(cfg, 'val', apis.build_dataset(cfg.data.val), torch.device('cuda'))
+    assert (val.batch_size, val._requests.ring.slots.nbytes) == (samples, 5 * samples * 3 * 16 * 16)
+    assert ('batches of val are not twice those of training: /dev/shm has' in caplog.text) == bool(lacking)
+    with pytest.raises(RuntimeError, match='/dev/shm'):  # a number that the config gives is not changed
+        apis.build_loader(with_workers(data, samples_per_gpu=20), 'val', val.dataset, torch.device('cuda'))
+
+
+@pytest.mark.skipif(not os.path.isdir('/dev/shm'), reason='memory is shared in another way here')
+def test_memory_that_went_after_the_check_is_named_with_the_way_out(images, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Loader, '_batch_bytes', shutil.disk_usage('/dev/shm').total)
+    monkeypatch.setattr(loader_module, '_free_memory', lambda: 2**62)
+    with pytest.raises(RuntimeError, match='No space left') as caught:
+        list(loader(images, 1))
+    assert '/dev/shm is full: give the container more (SHM_SIZE=8gb in .env' in notes(caught.value)
 
 
 # Broken files.

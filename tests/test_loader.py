@@ -237,6 +237,13 @@ def test_options_of_the_data_loader_are_passed_on(folder):
     assert same(epoch(loader(folder, 1, prefetch_factor=4, timeout=60)), epoch(loader(folder, 0, prefetch_factor=4)))
 
 
+@pytest.mark.parametrize('workers', [0, 2])
+def test_batches_that_come_out_of_order_are_refused(folder, workers):
+    with pytest.raises(ValueError, match='in_order=False: which samples'):
+        loader(folder, workers, in_order=False)
+    assert same(epoch(loader(folder, workers, in_order=True)), epoch(loader(folder)))
+
+
 def test_a_misspelt_setting_is_named(folder):
     with pytest.raises(TypeError, match="no setting 'persistant_workers'; did you mean 'persistent_workers'"):
         loader(folder, persistant_workers=True)
@@ -259,7 +266,7 @@ def test_workers_send_bytes_to_another_device_and_finished_batches_to_the_cpu(fo
         batch, broken, _ = next(iter(loader(folder, 1, device=device)._batches))
         assert (batch['img'].dtype, batch['img'].is_shared(), broken) == (dtype, True, {})  # no ring yet
         batches = loader(folder, 1, device=device)
-        batches._prepare()
+        batches.prepare()
         sent, broken, slot = next(iter(batches._batches))
         assert (sent['img'][:2], broken, slot) == ((dtype, (4, 3, 16, 16)), {}, 0)
         assert np.array_equal(sent['gt_label'], batch['gt_label'])

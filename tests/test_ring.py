@@ -214,6 +214,56 @@ def test_a_worker_that_dies_takes_no_batch_with_it(folder, tmp_path):
     assert said_by(dying, tmp_path, str(folder)).startswith('True DataLoader worker')
 
 
+def dying_and_going_on(rank: int, to: str, pictures: str, amid: bool) -> None:
+    os.setsid()
+    batches, here = (loader(Path(pictures), workers) for workers in (2, 0))
+    expected = [clones(here) for _ in range(2)]
+    held = list(batches)
+    if amid:
+        next(iter(batches))
+    said = []
+    try:
+        os.kill(batches._places[0], signal.SIGKILL)
+        time.sleep(1)  # its end interrupts it
+        list(batches)
+    except RuntimeError as error:
+        said.append(str(error))
+    batches.set_epoch(0)
+    again = [clones(batches) for _ in range(2)]
+    right = [equal(held, expected[0]), *map(equal, again, expected)]
+    Path(to, 'said').write_text(f'{right} {slot_of(batches, held[0])} {free(batches)} {said}')
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize('amid', [True, False], ids=['amid a pass', 'between two'])
+def test_after_the_death_of_a_worker_the_next_pass_has_new_ones(folder, tmp_path, amid):
+    said = said_by(dying_and_going_on, tmp_path, str(folder), amid)
+    assert said.startswith("[True, True, True] -1 7 ['DataLoader worker"), said
+
+
+def test_a_pass_that_another_overtook_is_an_error_and_takes_none_of_its_batches(folder):
+    batches, here = loader(folder, 2), loader(folder)
+    list(here)
+    first = iter(batches)
+    next(first)
+    second = iter(batches)
+    taken = clones([next(second)])
+    with pytest.raises(RuntimeError, match='the pass of epoch 0 was left after batch 0, when another began: set'):
+        next(first)
+    assert equal(taken + clones(second), clones(here))
+
+
+def test_a_ring_holds_no_more_than_the_samples_that_there_are(folder):
+    for batch_size, sampler, images, slots in ((100, None, 22, 1), (12, None, 12, 2), (100, [3, 4, 5], 3, 1)):
+        batches = Loader(CustomDataset(str(folder), TEST), batch_size, 2, sampler=sampler)
+        made = list(batches)
+        assert batches._requests.ring.slots.shape == (slots + ring.SPARE, images * 3 * 16 * 16 * 4)
+        assert all(slot_of(batches, batch) >= 0 for batch in made)
+    half = Loader(CustomDataset(str(folder), TEST), 100, 1, rank=1, world_size=2)
+    half.prepare()
+    assert half._requests.ring.slots.shape[1] == 11 * 3 * 16 * 16 * 4
+
+
 def test_without_workers_there_is_no_ring(folder):
     batches = loader(folder)
     held = list(batches)
@@ -296,6 +346,15 @@ def test_rows_of_labels_and_other_fields_come_with_the_images():
         assert all(torch.equal(here[key], there[key]) and here[key].dtype == there[key].dtype
                    for key in ('img', 'gt_label', 'weight', 'map'))
         assert here['gt_label'].dtype == torch.int8 and here['map'].shape[1:] == (99, 99)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_text_and_dates_come_as_arrays(workers):
+    data = [dict(img=np.full((2, 2, 3), k, np.uint8), name=np.str_(f'n{k}'), day=np.datetime64('2020-01-01') + k)
+            for k in range(3)]
+    batch, = Loader(data, 3, workers)
+    assert batch['name'].tolist() == ['n0', 'n1', 'n2'] and batch['day'][2] == np.datetime64('2020-01-03')
+    assert torch.equal(batch['img'][:, 0, 0, 0], torch.arange(3.))
 
 
 def looping(rank: int, to: str, pictures: str) -> None:
@@ -475,7 +534,7 @@ def test_where_pages_cannot_be_locked_torch_pins_and_the_log_says_why(folder, mo
     caplog.set_level(logging.WARNING, 'workspace_lib')
     logging.getLogger('workspace_lib').addHandler(caplog.handler)
     try:
-        batches._prepare()
+        batches.prepare()
     finally:
         logging.getLogger('workspace_lib').removeHandler(caplog.handler)
     assert batches._batches.pin_memory and len(batches._requests.ring.slots) == 0

@@ -444,7 +444,8 @@ def test_a_resumed_optimizer_computes_as_this_machine_does(then, now):
 def test_validation_on_a_gpu_takes_twice_the_batch_of_training(monkeypatch, images, kind, split, own, samples):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
     seen = {}
-    monkeypatch.setattr(apis, 'build_dataloader', lambda dataset, **settings: seen.update(settings))
+    monkeypatch.setattr(apis, 'build_dataloader', lambda dataset, **settings: (
+        seen.update(settings) or SimpleNamespace(shortage=str, prepare=str)))
     build_loader(with_images(images, data={f'{split}_dataloader': own}), split, [None], torch.device(kind))
     assert seen['samples_per_gpu'] == samples and seen['channels_last'] is (kind == 'cuda')
 

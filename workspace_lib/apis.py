@@ -141,22 +141,32 @@ def _without_ipus(section: dict[str, Any], name: str) -> dict[str, Any]:
 def build_loader(cfg: Config, split: str, dataset: Any, device: torch.device, **changes: Any) -> Any:
     """The loader of one split, its batches arriving on `device`; of several ranks each takes its share.
 
-    On a GPU batches of val have twice the samples of training's, unless ``data.val_dataloader`` says how many.
+    Shared memory for its workers is reserved here, so that a run that lacks it for validation does not begin.
+
+    On a GPU batches of val have twice the samples of training's, unless ``data.val_dataloader`` says how many, or
+    shared memory does not hold so many.
 
     Args:
         changes: arguments of ``build_dataloader`` that are other than in the config.
 
     Raises:
         TypeError, ValueError: what ``build_dataloader`` says, with the place of ``data`` in the config.
+        RuntimeError: shared memory is too small for what workers prepare.
     """
     settings = {'channels_last': is_fast(cfg.get('channels_last'), device), **loader_config(cfg, split), **changes}
-    if split == 'val' and device.type == 'cuda' and 'samples_per_gpu' not in cfg.data.get('val_dataloader', {}):
+    samples, said = settings['samples_per_gpu'], {**cfg.data.get('val_dataloader', {}), **changes}
+    if twice := split == 'val' and device.type == 'cuda' and 'samples_per_gpu' not in said:
         settings['samples_per_gpu'] *= 2  # what fits with its gradients fits twice without
     try:
-        return build_dataloader(dataset, device=device, **settings)
+        loader = build_dataloader(dataset, device=device, **settings)
     except (TypeError, ValueError) as error:
         error.add_note(f'while building the {split} loader ({where(cfg, "data")})')
         raise
+    if twice and (why := loader.shortage()):
+        logging.getLogger('workspace_lib').info('batches of val are not twice those of training: %s', why)
+        return build_loader(cfg, split, dataset, device, **changes, samples_per_gpu=samples)
+    loader.prepare()
+    return loader
 
 
 def train_model(model: Any, dataset: Any, cfg: Config, distributed: bool = False, validate: bool = False,

@@ -71,10 +71,6 @@ class Hook:
         return n > 0 and (runner.epoch + 1) % n == 0
 
     @staticmethod
-    def every_n_inner_iters(runner: EpochBasedRunner, n: int) -> bool:
-        return n > 0 and (runner.inner_iter + 1) % n == 0
-
-    @staticmethod
     def every_n_iters(runner: EpochBasedRunner, n: int) -> bool:
         return n > 0 and (runner.iter + 1) % n == 0
 

@@ -21,7 +21,7 @@ from ..arguments import PassesOn
 from .decode import DecodeError, decode
 from .formatting import image_path
 from .packed import Pack, is_pack
-from .pipeline import DeviceStage, Pipeline
+from .pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
 MAX_BROKEN_RUN = 32  # more broken files in a row than that, and the data set itself is at fault
@@ -169,10 +169,6 @@ class BaseDataset(PassesOn, Dataset):
     @property
     def class_to_idx(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.CLASSES or ())}
-
-    @property
-    def device_stage(self) -> DeviceStage:
-        return self.pipeline.device_stage
 
     def __len__(self) -> int:
         return len(self.data_infos)

@@ -57,16 +57,15 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int | 
 
     Raises:
         TypeError: an unknown key; names the nearest.
+        ValueError: `in_order=False`.
     """
     for key in set(kwargs) - set(DATALOADER_OPTIONS):
         known = [*build_dataloader.__annotations__, *DATALOADER_OPTIONS]
         raise TypeError(f'the loader has no setting {key!r}{near_names(key, known)}; known: {", ".join(known)}')
     rank, world_size = (torch_dist.get_rank(), torch_dist.get_world_size()) if dist else (0, 1)
     share = 1 if dist else num_gpus
-    sampler = None
-    if sampler_cfg:
-        defaults = {'dataset': dataset, 'num_replicas': world_size, 'rank': rank, 'seed': seed}
-        sampler = build_from_cfg({**sampler_cfg, 'shuffle': shuffle}, SAMPLERS, defaults)
+    defaults = {'dataset': dataset, 'num_replicas': world_size, 'rank': rank, 'seed': seed}
+    sampler = build_from_cfg({**sampler_cfg, 'shuffle': shuffle}, SAMPLERS, defaults) if sampler_cfg else None
     workers = None if workers_per_gpu in (None, 'auto') else int(workers_per_gpu) * share  # type: ignore[arg-type]
     return Loader(dataset, samples_per_gpu * share, workers, shuffle, seed, round_up,
                   drop_last, sampler, rank, world_size, device, channels_last, pin_memory, persistent_workers,

@@ -34,6 +34,8 @@ from .wrappers import leaves, locate
 
 _log = logging.getLogger(__name__)
 SHARED_MEMORY = '/dev/shm'  # through which workers hand over their batches
+_MORE_SHARED_MEMORY = ('give the container more (SHM_SIZE=8gb in .env, or docker run --shm-size=8g), or set '
+                       'data.workers_per_gpu=0, or a smaller data.samples_per_gpu')
 _WHY_WORKERS_DIE = ('Killed: look for the out-of-memory killer in dmesg, and lower data.workers_per_gpu. Bus error: '
                     '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the '
                     'file (workspace verify_dataset)')
@@ -55,6 +57,9 @@ class Loader:
         device, channels_last: where batches go, in which memory format.
         augments: mixes each batch on the device, by chance that depends on seed, epoch, batch and rank.
         options: further ones of torch's `DataLoader`, such as `prefetch_factor`.
+
+    Raises:
+        ValueError: no sample in a batch, or `in_order=False`.
     """
 
     def __init__(self, dataset: Any, batch_size: int, num_workers: int | None = 0, shuffle: bool = False,
@@ -64,6 +69,8 @@ class Loader:
                  augments: BatchAugments | None = None, **options: Any) -> None:
         if batch_size < 1:
             raise ValueError(f'a batch of {batch_size} samples; samples_per_gpu starts at 1')
+        if not options.get('in_order', True):
+            raise ValueError('in_order=False: which samples a batch is of, its place tells; leave in_order out')
         self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)
         self._leaves = leaves(dataset)
         self.device_stage, self.augments = _common_stage(self._leaves), augments
@@ -81,12 +88,12 @@ class Loader:
         self._locks = pin_memory and self.device.type == 'cuda'
         # Where each worker is: its process, and the sample that it reads.
         self._maker.places = self._places = multiprocessing.RawArray('q', [-1] * 2 * max(num_workers, 1))
-        maker: Any = self._maker
-        requests: Any = self._requests
         self._batches: DataLoader = DataLoader(
-            maker, batch_sampler=requests, num_workers=num_workers, collate_fn=_as_is,
+            self._maker, batch_sampler=self._requests, num_workers=num_workers, collate_fn=tuple,  # type: ignore
             worker_init_fn=_calm, generator=torch.Generator(),  # so as not to draw from the global one
             persistent_workers=persistent_workers and num_workers > 0, **options)
+        # Batches that may be on their way or in use at once.
+        self._slots = min(num_workers * (self._batches.prefetch_factor or AHEAD), len(self)) + SPARE
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -108,28 +115,67 @@ class Loader:
         return [self._maker.name_of(index) for index in self._requests.indices_of(epoch, batch)]
 
     def __iter__(self) -> Iterator[Batch]:
-        self._prepare()
-        epoch, first, batches = self._requests.epoch, self._requests.first, self._received()
-        if self.device.type == 'cuda':
-            batches = copied_ahead(batches, self.device)
+        epoch, first = self._requests.epoch, self._requests.first
+        batches = copied_ahead(self._received(), self.device) if self.device.type == 'cuda' else self._received()
+        self._pass = mine = object()
         try:
+            self.prepare()
             for number, batch in enumerate(batches, first):
                 if isinstance(batch, Exception):
                     raise batch
                 yield self._finished(to_device(batch, self.device), epoch, number)
+                if self._pass is not mine and self._batches.persistent_workers:  # whose batches this would take
+                    raise RuntimeError(f'the pass of epoch {epoch} was left after batch {number}, when another began: '
+                                       'set persistent_workers=False, or build a loader for each')
         except (RuntimeError, OSError, EOFError) as error:
             self.explain(error)
             raise
 
+    def prepare(self) -> None:
+        """Reserve shared memory for the workers that are to start; those that persist keep theirs while all live.
+
+        Each pass sees to it; called before, a run that lacks room for one of its loaders ends before it has begun.
+
+        Raises:
+            RuntimeError: there is too little.
+        """
+        if any(worker.exitcode is not None for worker in self._workers()):
+            with suppress(RuntimeError):  # torch says once more that one died
+                self._batches._iterator._shutdown_workers()  # type: ignore[union-attr]
+            self._batches._iterator = self._requests.ring = None  # so that new ones are started
+        if self.num_workers == 0 or self._requests.ring and self._batches.persistent_workers:
+            return
+        self._requests.ring = self._maker.slots = None  # its place is the next one's
+        if why := self.shortage():
+            raise RuntimeError(why)
+        ring = Ring(self._slots, self._batch_bytes) if self._batch_bytes else Ring()
+        if self._locks and self._batch_bytes and (why := ring.lock_pages(self.device)):
+            _log.warning('batches are copied once more on their way to the GPU, by a thread of torch: %s', why)
+            self._batches.pin_memory, ring = True, Ring()
+        self._requests.ring, self._maker.slots = ring, ring.slots
+
+    def shortage(self) -> str:
+        """Why the batches that may be on their way do not fit into what is free of shared memory; '' where they do.
+
+        Those of this process alone: what the others of this machine have reserved is not free any more.
+        """
+        needed = self._batch_bytes * self._slots if self.num_workers else 0
+        if needed == 0 or needed <= (free := _free_memory()):
+            return ''
+        return (f'{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but {self._slots} batches of '
+                f'{self._batch_bytes / 2**20:.1f} MiB may be on their way from {self.num_workers} workers, '
+                f'{needed / 2**20:.0f} MiB in all: {_MORE_SHARED_MEMORY}')
+
     def explain(self, error: BaseException) -> None:
         """Add to an error which worker died, if one did, which file it was reading, and why that may be."""
+        if 'shared memory(shm)' in str(error):  # in torch's words: since `shortage` looked, others have taken it
+            error.add_note(f'{SHARED_MEMORY} is full: {_MORE_SHARED_MEMORY}')
         if isinstance(error, ConnectionError | EOFError):
             with suppress(RuntimeError):  # torch lost a worker amid a batch, and may say which while the system notes
                 time.sleep(0.2)  # that it ended
-        workers = getattr(getattr(self._batches, '_iterator', None), '_workers', ())
         told = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))  # or not all have started
         dead: dict[int, int | None] = {int(pid): None for pid in told[1].split(',')} if told else {}
-        dead |= {worker.pid: worker.exitcode for worker in workers if worker.exitcode}
+        dead |= {worker.pid: worker.exitcode for worker in self._workers() if worker.exitcode}
         for pid, index in zip(self._places[::2], self._places[1::2], strict=True):
             if pid in dead and not any(f'process {pid}' in note for note in getattr(error, '__notes__', ())):
                 at = f'was reading {self._maker.name_of(index)}' if index >= 0 else 'was between two batches'
@@ -142,38 +188,19 @@ class Loader:
         """Of a batch's images on their way from a worker, as the first sample has them; 0 where that is broken."""
         batch, broken, _ = self._maker.__getitems__((-1, [0], [0]))
         self._tell(broken)
-        return 0 if isinstance(batch, Exception) else self.batch_size * batch['img'].nbytes
+        return 0 if isinstance(batch, Exception) else min(self.batch_size, self._requests.samples) * batch['img'].nbytes
 
     def _chosen(self) -> tuple[int, int]:
         """Workers, and batches ahead of each."""
-        here, ranks, free = cores(), _local_ranks(), _free_memory()
+        here, ranks, free = cores(), int(os.environ.get('LOCAL_WORLD_SIZE', 1)), _free_memory()
         workers, ahead = choose_workers(here // ranks, free // 2 // ranks // max(self._batch_bytes, 1))
         _log.info('loader: %d workers, %d batches ahead each: %d cores, %d rank%s, %.1f GiB of shared memory', workers,
                   ahead, here, ranks, 's' * (ranks > 1), free / 2**30)
         return workers, ahead
 
-    def _prepare(self) -> None:
-        """Shared memory for the workers that are about to start; those that persist have theirs."""
-        if self.num_workers == 0 or self._requests.ring and self._batches.persistent_workers:
-            return
-        count = self.num_workers * (self._batches.prefetch_factor or AHEAD) + SPARE
-        if self._requests.ring is None:
-            self._check_shared_memory(count)
-        ring = Ring(count, self._batch_bytes) if self._batch_bytes else Ring()
-        if self._locks and self._batch_bytes and (why := ring.lock_pages(self.device)):
-            _log.warning('batches are copied once more on their way to the GPU, by a thread of torch: %s', why)
-            self._batches.pin_memory, ring = True, Ring()
-        self._requests.ring, self._maker.slots = ring, ring.slots
-
-    def _check_shared_memory(self, count: int) -> None:
-        """RuntimeError when so many batches, and as many of each other process here, need more than /dev/shm has."""
-        needed = self._batch_bytes * count * _local_ranks()
-        if needed > (free := _free_memory()):
-            raise RuntimeError(
-                f'{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but {count} batches of '
-                f'{self._batch_bytes / 2**20:.1f} MiB may be on their way from {self.num_workers} workers, '
-                f'{needed / 2**20:.0f} MiB in all: give the container more (SHM_SIZE=8gb in .env, or docker run '
-                '--shm-size=8g), or set data.workers_per_gpu=0, or a smaller data.samples_per_gpu')
+    def _workers(self) -> list[Any]:
+        """The processes of workers that persist."""
+        return getattr(getattr(self._batches, '_iterator', None), '_workers', [])
 
     def _received(self) -> Iterator[Any]:
         """Batches, here; and errors, for whoever hands them on."""
@@ -184,17 +211,14 @@ class Loader:
 
     def _finished(self, batch: Batch, epoch: int, number: int) -> Batch:
         """A batch, where it is on its device: normalised, in the memory format asked for, and mixed."""
-        img = batch['img']
-        if self.device.type != 'cpu':  # reordered while it is a quarter of the bytes
-            img = img.contiguous(memory_format=self.memory_format)
+        img = batch['img'].contiguous(memory_format=self.memory_format)  # while it is a quarter of the bytes
         batch = {**batch, 'img': self.device_stage(img).contiguous(memory_format=self.memory_format)}
         return batch if self.augments is None else self._mixed(batch, epoch, number)
 
     def _tell(self, broken: Broken) -> None:
         for leaf, index in sorted(broken.keys() - self._told):  # each worker finds a file anew
-            reason = broken[leaf, index]
+            self._leaves[leaf].broken[index] = reason = broken[leaf, index]
             self._told.add((leaf, index))
-            self._leaves[leaf].broken[index] = reason
             _log.warning('skipped broken file %d: %s', len(self._told), reason)
 
     def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
@@ -231,9 +255,13 @@ class _Requests:
             order = torch.randperm(self.length, generator=generator).numpy()
         return np.resize(order, self.total)[self.rank::self.world_size].tolist()
 
+    @property
+    def samples(self) -> int:
+        """Of this rank."""
+        return len(range(self.rank, self.total, self.world_size) if self.sampler is None else self.sampler)
+
     def __len__(self) -> int:
-        mine = range(self.rank, self.total, self.world_size) if self.sampler is None else self.sampler
-        return len(mine) // self.batch_size if self.drop_last else -(-len(mine) // self.batch_size)
+        return self.samples // self.batch_size if self.drop_last else -(-self.samples // self.batch_size)
 
     def indices_of(self, epoch: int, batch: int) -> list[int]:
         if self._order[0] != epoch:
@@ -245,8 +273,7 @@ class _Requests:
         ring.recall()  # torch has waited for what workers were still at before it comes here
         epoch, self.epoch = self.epoch, self.epoch + 1
         first, self.first = self.first, 0
-        indices = self._indices(epoch)
-        self._order = epoch, indices
+        self._order = epoch, (indices := self._indices(epoch))
         places = indices if self.sampler is None else range(self.rank, len(indices) * self.world_size, self.world_size)
         base = _mix(self.seed, epoch) << 40
         for start in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
@@ -302,7 +329,7 @@ def _common_stage(parts: list[Any]) -> DeviceStage:
     if len({(pipeline.is_split, repr(pipeline.device_stage)) for pipeline in pipelines}) > 1:
         for pipeline in pipelines:
             pipeline.run_as_written('the data sets of the loader normalise in different ways')
-    return getattr(parts[0], 'device_stage', DeviceStage())
+    return pipelines[0].device_stage if pipelines else DeviceStage()
 
 
 def _sample(dataset: Any, index: int, seed: int) -> dict[str, Any]:
@@ -359,17 +386,9 @@ def _free_memory() -> int:
     return shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else 2**62
 
 
-def _local_ranks() -> int:
-    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-
-
 def _mix(seed: int, epoch: int) -> int:
     """Another number for every seed and epoch below 2**31."""
     return seed << 31 | epoch
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
 
 
 def _calm(worker: int) -> None:

@@ -48,14 +48,18 @@ class Ring:
         return slot
 
     def receive(self, slot: int, batch: Batch) -> Batch:
-        """A batch of `to_send` in tensors; the slot is free again when the last one over it is gone."""
+        """A batch of `to_send` in tensors; the slot is free again when the last one over it is gone.
+
+        Arrays of what is no number, such as text and dates, stay arrays.
+        """
         self._asked.discard(slot)
         if isinstance(batch['img'], tuple):
             dtype, shape, stride = batch['img']
             array = self._bytes[slot]  # a new object, which lives as long as any tensor over it
             self._lent[slot] = weakref.ref(array)
             batch['img'] = torch.from_numpy(array).view(dtype).as_strided(shape, stride)
-        return {key: torch.from_numpy(sent) if isinstance(sent, np.ndarray) else sent for key, sent in batch.items()}
+        return {key: torch.from_numpy(sent) if isinstance(sent, np.ndarray) and sent.dtype.kind in 'biufc' else sent
+                for key, sent in batch.items()}
 
     def lock_pages(self, device: torch.device) -> str:
         """Keep the memory where a GPU can fetch from it by itself; returns why that is not to be had, or ''."""
