@@ -266,8 +266,7 @@ assert failed.returncode == 1 and [found.symptom.key for found in recognise(fail
 # counts the slots, and compares with what is free:
 
 # %%
-source = inspect.getsource(Loader._prepare) + inspect.getsource(Loader._check_shared_memory)
-print('\n'.join(line.strip() for line in source.splitlines() if re.match(r' +(count|needed|if needed)\b', line)))
+print(inspect.getsource(Loader.shortage))
 
 # %% [markdown]
 # We tell it that 64 MiB are free. (On the device `meta` a tensor has a shape and no memory: batches travel there as uint8, as they do
@@ -276,14 +275,10 @@ print('\n'.join(line.strip() for line in source.splitlines() if re.match(r' +(co
 
 # %%
 def with_shm(free, device='cpu', workers=4, batch_size=256):
-    """What the loader says in front of so much free shared memory; '' where its first batch comes."""
+    """What the loader says in front of so much free shared memory; '' where its batches fit."""
     with warnings.catch_warnings(), mock.patch.object(loading.shutil, 'disk_usage', lambda path: SimpleNamespace(free=free)):
         warnings.simplefilter('ignore')  # torch, of more workers than cores
-        try:
-            next(iter(Loader(Photographs(), batch_size, workers, device=device)))
-        except RuntimeError as error:
-            return str(error)
-    return ''
+        return Loader(Photographs(), batch_size, workers, device=device).shortage()
 
 
 print(with_shm(64 * MIB))
@@ -438,7 +433,7 @@ assert match['wanted'] == '1.20 GiB' and not {row.status} & {symptom.status for 
 # this notebook. Three breakpoints, in the order in which they are reached:
 #
 # 1. `surroundings` in `workspace_lib/tools/surroundings.py`: look at `lane`, at `facts.root`; step into `mount_of`.
-# 2. `Loader._prepare` in `workspace_lib/datasets/loader.py`: look at `count`; step into `_check_shared_memory`, at `needed` and `free`.
+# 2. `Loader.prepare` in `workspace_lib/datasets/loader.py`: look at `self._slots`; step into `shortage`, at `needed` and `free`.
 # 3. `select_device` in `workspace_lib/device.py`: look at `name`, and at `torch.cuda.device_count()`. The entry **train** comes by here
 #    as well, and there the call stack shows who asks.
 #
