@@ -31,6 +31,7 @@ from pathlib import Path
 import torch
 import torchvision
 from IPython.display import display
+from torch.optim.swa_utils import AveragedModel
 
 from workspace_lib import apis
 from workspace_lib.checkpoint import load_checkpoint, save_checkpoint
@@ -81,11 +82,11 @@ brief = {'runner.max_epochs': 3, 'checkpoint_config': dict(interval=1, max_keep_
 if not Path('run').exists():
     _ = commands.train(recipe, 'run', seed=0, device='cpu', validate=False, options=brief)
 print(*sorted(path.name for path in Path('run').glob('*.pth')), '| latest.pth ->', os.readlink('run/latest.pth'))
+size = Path('run/epoch_3.pth').stat().st_size
+print(f'{size / 246_824:.1f} times the weights')
+assert size > 2 * 246_824
 
 # %%
-size = Path('run/epoch_3.pth').stat().st_size
-print(f'{size / (4 * 61_706):.1f} times the weights')
-assert size > 2 * 246_824
 checkpoint = read_checkpoint('run/epoch_3.pth')
 contents(checkpoint, depth=1)
 
@@ -294,8 +295,6 @@ print({file: round(value, 1) for file, value in found.items()})
 assert found['ema/latest.pth'] < found['trained.pth'] and found['mean.pth'] >= found['run/epoch_3.pth']
 
 # %%
-from torch.optim.swa_utils import AveragedModel
-
 swa = AveragedModel(apis.init_model(recipe, device='cpu'))
 for epoch in (2, 3):
     swa.update_parameters(apis.init_model(recipe, f'run/epoch_{epoch}.pth', device='cpu'))
@@ -413,13 +412,13 @@ assert not Path('it_was_run').exists()
 _ = torch.load('gift.pth', weights_only=False)
 print('and with weights_only=False it was run:', Path('it_was_run').exists())
 assert Path('it_was_run').exists()
+Path('it_was_run').unlink()
 
 # %% [markdown]
 # `read_checkpoint` admits tensors, numbers, text, lists and dictionaries, and stand-ins for what old files of mmcv hold. mmcv calls
 # `torch.load` and leaves the choice to it: since torch 2.6 that refuses too, before it ran the program.
 
 # %%
-Path('it_was_run').unlink()
 try:
     mmcv_runner.load_checkpoint(to_mmcv, 'gift.pth')
 except pickle.UnpicklingError as error:
