@@ -7,7 +7,8 @@
 #
 # **Time**: fifteen minutes to read; the cells take about half a minute. **Needs**: notebook 08; no GPU, no network.
 #
-# > config → registry → inference → test loop → train loop → data loader → loss, optimizer, schedule → **checkpoint** → many processes
+# > config → registry → inference → test loop → train loop → data loader → loss, optimizer, schedule → **checkpoint**
+# > → many processes → speed
 # >
 # > *You are here*: something was learned. Now it has to outlive the process.
 
@@ -19,6 +20,7 @@
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from pathlib import Path
 import torch
 import torchvision
 from IPython.display import display
+from torch.optim.swa_utils import AveragedModel
 
 from workspace_lib import apis
 from workspace_lib.checkpoint import load_checkpoint, save_checkpoint
@@ -79,6 +82,9 @@ brief = {'runner.max_epochs': 3, 'checkpoint_config': dict(interval=1, max_keep_
 if not Path('run').exists():
     _ = commands.train(recipe, 'run', seed=0, device='cpu', validate=False, options=brief)
 print(*sorted(path.name for path in Path('run').glob('*.pth')), '| latest.pth ->', os.readlink('run/latest.pth'))
+size = Path('run/epoch_3.pth').stat().st_size
+print(f'{size / 246_824:.1f} times the weights')
+assert size > 2 * 246_824
 
 # %%
 checkpoint = read_checkpoint('run/epoch_3.pth')
@@ -145,13 +151,19 @@ assert torch.equal(five.backbone.features[0].weight, weights['backbone.features.
 
 # %% [markdown]
 # Read such a report before you wait for a training. A part that silently stayed random is the usual reason for one that "does not
-# learn". With `strict=True` the same text is an error:
+# learn". With `strict=True`, and so for inference, the same text is an error:
 
 # %%
-try:
-    load_checkpoint(five, 'run/epoch_3.pth', strict=True)
-except RuntimeError as error:
-    print(str(error).splitlines()[0], '...')
+def refusal(load, *args, **kwargs):
+    try:
+        load(*args, **kwargs)
+    except RuntimeError as error:
+        return str(error)
+
+
+said = refusal(load_checkpoint, five, 'run/epoch_3.pth', strict=True)
+print(said.splitlines()[0], '...')
+assert said == refusal(apis.init_model, recipe, 'run/epoch_3.pth', 'cpu', options={'model.backbone.num_classes': 5})
 
 # %% [markdown]
 # A file from `DataParallel` has `module.` before every name. What `load_checkpoint` can put right by itself, it does, and says so.
@@ -188,7 +200,7 @@ assert resumed['meta']['seed'] == 0  # it was not given: the file knew
 #
 # ## 4. A kill in the middle of saving
 #
-# A scheduler's kill or a full disk can come while the file is written. Here the kernel ends the process with the 100,000th byte of a file
+# A scheduler's kill or a full disk can come while the file is written. Here Linux ends the process with the 100,000th byte of a file
 # (`RLIMIT_FSIZE`). **Predict** what is left of `latest.pth` after each library's `save_checkpoint`.
 
 # %%
@@ -209,7 +221,8 @@ def kill_while_saving(library):
     file = Path(library, 'latest.pth')
     save_checkpoint(five, file)
     ended = subprocess.run([sys.executable, '-c', script.format(library=library), file], stderr=subprocess.DEVNULL)
-    print(f'{library:<26} killed: {ended.returncode == -25}   {damage_of(file) or f"{file} is whole"}')
+    assert ended.returncode == -signal.SIGXFSZ
+    print(f'{library:<26} killed   {damage_of(file) or f"{file} is whole"}')
     return damage_of(file)
 
 
@@ -255,7 +268,7 @@ contents(averaged, depth=1)
 start, *steps = next(hook for hook in runner.hooks if isinstance(hook, Note)).seen
 average = {name: value.clone() for name, value in start.items()}
 for i, step in enumerate(steps):
-    m = min(0.02, (1 + i) / (100 + i))  # at first the average has nothing to remember, and moves faster
+    m = min(0.02, (1 + i) / (100 + i))  # at first smaller: the average moves more slowly; here for two iterations only
     for name in average:
         average[name] += m * (step[name] - average[name])
 
@@ -279,10 +292,9 @@ torch.save(dict(state_dict=averaged['trained_weights'], meta=averaged['meta']), 
 found = {file: commands.test(recipe, file, ['accuracy'], dict(topk=1), device='cpu')['accuracy'] for file in (
     'trained.pth', 'ema/latest.pth', 'run/epoch_2.pth', 'run/epoch_3.pth', 'mean.pth')}
 print({file: round(value, 1) for file, value in found.items()})
+assert found['ema/latest.pth'] < found['trained.pth'] and found['mean.pth'] >= found['run/epoch_3.pth']
 
 # %%
-from torch.optim.swa_utils import AveragedModel
-
 swa = AveragedModel(apis.init_model(recipe, device='cpu'))
 for epoch in (2, 3):
     swa.update_parameters(apis.init_model(recipe, f'run/epoch_{epoch}.pth', device='cpu'))
@@ -290,7 +302,7 @@ assert all(torch.allclose(mean[name], value, atol=1e-6) for name, value in swa.m
 
 # %% [markdown]
 # In the middle of a training the moving average lags behind weights that still travel, and scores lower; at the end of a long one it
-# is the other way round. The mean of the last two files, when the learning rate is nearly 0, gains a little here.
+# is the other way round. The mean of the last two files, between which the rate falls from a quarter to nothing, gains a little here.
 #
 # With BatchNorm one thing is missing: the mean of two networks' statistics are not the statistics of the mean network. Compute them anew,
 # as `PreciseBNHook` does.
@@ -330,7 +342,8 @@ assert list(back) == list(network.state_dict())
 assert all(torch.equal(back[name], value) for name, value in network.state_dict().items())
 
 # %% [markdown]
-# And into another network? A ResNet-18 and a ResNet-50 share many names. With four layers of another shape it is no longer a transfer:
+# And into another network? A ResNet-18 and a ResNet-50 share many names. From four layers of another shape on, loading refuses: that is
+# another network:
 
 # %%
 fifty = apis.init_model('resnet/resnet50_8xb32_in1k.py', device='cpu', options={'model.head.num_classes': 10})
@@ -399,6 +412,7 @@ assert not Path('it_was_run').exists()
 _ = torch.load('gift.pth', weights_only=False)
 print('and with weights_only=False it was run:', Path('it_was_run').exists())
 assert Path('it_was_run').exists()
+Path('it_was_run').unlink()
 
 # %% [markdown]
 # `read_checkpoint` admits tensors, numbers, text, lists and dictionaries, and stand-ins for what old files of mmcv hold. mmcv calls
@@ -409,6 +423,7 @@ try:
     mmcv_runner.load_checkpoint(to_mmcv, 'gift.pth')
 except pickle.UnpicklingError as error:
     print(type(error).__name__, '|', 'exec' in str(error))
+assert not Path('it_was_run').exists()
 
 # %% [markdown]
 # What could not be read back is not written either:

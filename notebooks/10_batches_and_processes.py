@@ -9,7 +9,8 @@
 # **Time**: twenty minutes to read; the cells take less than a minute. **Needs**: notebook 09; no GPU, no network. The processes talk
 # through gloo, as those of GPUs do through NCCL.
 #
-# > config → registry → inference → test loop → train loop → data loader → loss, optimizer, schedule → checkpoint → **many processes**
+# > config → registry → inference → test loop → train loop → data loader → loss, optimizer, schedule → checkpoint
+# > → **many processes** → speed
 # >
 # > *You are here*: one process trains, saves and resumes. Now more of them.
 
@@ -227,7 +228,9 @@ assert distance(two[0]['state'], two[1]['state']) == 0 and distance(two[0]['stat
 # with it (Goyal et al., [arXiv:1706.02677](https://arxiv.org/abs/1706.02677)): `--auto-scale-lr`. For which batch is a recipe's rate?
 
 # %%
-assert launch.base_batch_size(apis.load_config('resnet/resnet50_8xb32_in1k.py')) == 8 * 32
+base = launch.base_batch_size(apis.load_config('resnet/resnet50_8xb32_in1k.py'))
+print('for batches of', base)
+assert base == 8 * 32
 
 # %% [markdown]
 # ## 4. mmcv's wrappers
@@ -262,7 +265,7 @@ assert distance(theirs[0], first) == distance(theirs[1], second) == 0
 
 # %% [markdown]
 # `torch.nn.DataParallel` itself, one process that drives several GPUs by threads, is what people mean when they say that multi-GPU training
-# is slow. Neither library uses it to train.
+# is slow. Neither library uses it as such to train.
 #
 # ## 5. SyncBN
 #
@@ -277,8 +280,9 @@ print('weights agree:', distance(a, b) == 0, '| running means agree:', torch.equ
 assert distance(a, b) == 0 and not torch.equal(a['backbone.bn1.running_mean'], b['backbone.bn1.running_mean'])
 
 # %% [markdown]
-# Rank 0's are saved. With `norm_cfg=dict(type='SyncBN')` the ranks add up three things before they normalise: how many numbers a channel has,
-# their sum, and the sum of their squares. Here by hand, of 5 images on one rank and 3 on the other:
+# Rank 0's are saved. With SyncBN (`norm_cfg=dict(type='SyncBN')`) the ranks exchange what the whole batch's mean and variance follow from:
+# torch gathers each rank's count, mean and 1/std; the same by hand with one sum of counts, sums and sums of squares, of 5 images on one
+# rank and 3 on the other:
 
 # %%
 features = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -357,9 +361,9 @@ for launcher, variables in launchers.LAUNCHERS.items():
     print(f'  {launcher:<8}', *variables)
 
 # %% [markdown]
-# `init_dist` reads them, takes the GPU number `LOCAL_RANK`, and meets the others at `MASTER_ADDR:MASTER_PORT`, where rank 0 listens. So
-# `workspace train CONFIG --gpus 8` is torchrun with eight times `workspace train CONFIG`; `scripts/dist_train.sh` is the same under
-# mmclassification's name, and Slurm's or Open MPI's variables do as well.
+# `init_dist` reads them, takes the GPU number `LOCAL_RANK`, and meets the others at `MASTER_ADDR:MASTER_PORT`, where rank 0
+# (under torchrun its agent) listens. So `workspace train CONFIG --gpus 8` is torchrun with eight times `workspace train CONFIG`;
+# `scripts/dist_train.sh` is the same under mmclassification's name, and Slurm's or Open MPI's variables do as well.
 #
 # ## 8. Two machines
 #
@@ -385,7 +389,11 @@ words = [sys.executable, '-m', 'workspace_lib.tools.cli', 'train', recipe, '--wo
 # %%
 machines = [subprocess.Popen([*words, '--node-rank', str(number)], cwd=runs.name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             for number in range(2)]
-assert [machine.wait(250) for machine in machines] == [0, 0]
+try:
+    assert [machine.wait(250) for machine in machines] == [0, 0]
+finally:
+    for machine in machines:
+        machine.kill()  # where one failed, the other waits for it
 log = next(Path(runs.name, 'two').glob('*.log')).read_text()
 print(re.search(r'batch: .*', log)[0])
 
