@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import logging
 import os
 import re
 import sys
@@ -64,7 +63,6 @@ def execute(notebook: Any, folder: Path) -> None:
     client = NotebookClient(notebook, km=manager, timeout=CELL_SECONDS, record_timing=False,
                             coalesce_streams=True, store_widget_state=False, extra_arguments=['--log-level=40'],
                             shutdown_kernel='immediate', resources={'metadata': {'path': str(folder)}})
-    client.log.setLevel(logging.CRITICAL)  # what it logs is in the errors that it raises
     try:
         client.execute(cleanup_kc=True)
     except CellExecutionError as error:
