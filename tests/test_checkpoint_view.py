@@ -37,6 +37,11 @@ def test_depth_says_how_far(file):
     assert 'optimizer.state.0.momentum_buffer' in [row[0] for row in contents(checkpoint, 4).rows]
 
 
+def test_no_depth_is_refused(file):
+    with pytest.raises(ValueError, match='depth 0; 1 shows the entries'):
+        contents(read_checkpoint(file), 0)
+
+
 def test_long_values_are_cut_and_counted():
     assert summary('short') == "'short'"
     said = summary('x' * 100)

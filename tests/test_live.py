@@ -1,6 +1,9 @@
 """The curves of a run: from its log afterwards, and the same ones drawn while it trains."""
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from figures import assert_nothing_is_cut_off
@@ -88,6 +91,37 @@ def test_what_was_drawn_before_the_run_failed_stays(training):
     with pytest.raises(KeyError):
         runner.run(loaders, [('train', 1)])
     assert len(panels(shown[-1])['loss']) == 2
+
+
+@pytest.mark.parametrize('lr', [{'backbone': 0.1}, None])
+def test_of_a_log_whose_rate_is_no_number_the_loss_is_drawn(lr):
+    log = [{**entry, 'lr': lr} for entry in entries(3)]
+    assert panels(live.training_plot(log)).keys() == {'loss', 'accuracy_top-1 (%)'}
+
+
+def test_a_log_that_cannot_be_drawn_is_said_once_and_ends_no_training(training, caplog):
+    runner, loaders = training
+    shown = []
+    runner.register_hook(hook := live.LivePlotHook(show=shown.append, interval=2, seconds=0))
+    hook._entry = lambda runner, n: dict(mode='train', epoch=1, iter=1, lr={'backbone': 0.1}, d_real=1.)
+    runner.run(loaders[:1], [('train', 1)])
+    said = [record.message for record in caplog.records if 'LivePlotHook' in record.message]
+    assert said == ['LivePlotHook draws nothing: the log has no number to draw: neither loss nor lr, but '
+                    'mode, epoch, iter, lr, d_real']
+    assert runner.iter == 8 and not [plot for plot in shown if 'loss' in plot.alt]
+
+
+def test_it_loads_no_matplotlib_before_it_draws():
+    code = 'import sys; import workspace_lib.tools.live; print("matplotlib" in sys.modules)'
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert said.stdout == 'False\n', said.stderr
+
+
+def test_commands_bring_it_in():
+    code = ('import workspace_lib.tools.commands; from workspace_lib.registry import HOOKS; '
+            'print(HOOKS.get("LivePlotHook").__module__)')
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert said.stdout == 'workspace_lib.tools.live\n', said.stderr
 
 
 def test_a_config_can_name_it_and_a_notebook_sees_it(monkeypatch, training):

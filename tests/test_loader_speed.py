@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from figures import assert_nothing_is_cut_off
 
 from workspace_lib import apis
@@ -51,6 +52,33 @@ def test_each_number_of_workers_has_its_rate(monkeypatch):
     dataset = build_dataset(apis.load_config(DIGITS).data.train)
     assert loader_speed.rates_by_workers(dataset, 32, (0, 2), seconds=1) == {0: 100., 2: 100.}
     assert asked == [(0, 2), (2, 8)]  # twice as many batches as the workers are ahead
+
+
+def test_numbers_of_workers_are_measured_once_each_in_their_order(monkeypatch):
+    monkeypatch.setattr(loader_speed, 'images_per_second', lambda loader, seconds, warm_up: float(loader.num_workers))
+    dataset = build_dataset(apis.load_config(DIGITS).data.train)
+    assert list(loader_speed.rates_by_workers(dataset, 32, (2, 0, 2, 1)).items()) == [(0, 0.), (1, 1.), (2, 2.)]
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--workers', '0', '-1'], 'workers 0, -1; give numbers from 0 on'), (['--seconds', '0'], '0 seconds'),
+    (['--device', 'tpu'], "device 'tpu' is not known"),
+    (['--part', 'val', '--cfg-options', 'data.val=None'], 'no data.val')])
+def test_what_cannot_be_measured_is_refused_before_anything_is_read(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(loader_speed, 'build_dataset', lambda *args: pytest.fail('a data set was built'))
+    assert main(['loader_speed', DIGITS, *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_measures_the_loader_that_feeds_the_device_from_one_data_set(monkeypatch, tmp_path, capsys):
+    built, asked = [], []
+    build = build_dataset
+    monkeypatch.setattr(loader_speed, 'build_dataset', lambda *args: built.append(build(*args)) or built[-1])
+    monkeypatch.setattr(loader_speed, 'select_device', lambda name: torch.device('meta') if name == 'cuda' else None)
+    monkeypatch.setattr(loader_speed, 'images_per_second',
+                        lambda loader, seconds, warm_up: asked.append((loader.device, loader.dataset)) or 1.)
+    assert main(['loader_speed', DIGITS, '--device', 'cuda', '--workers', '0', '--out', str(tmp_path / 'a.png')]) == 0
+    assert len(built) == 1 and asked == [(torch.device('meta'), built[0])]
 
 
 def test_the_picture_has_a_line_for_each_data_set_and_the_table_every_rate():

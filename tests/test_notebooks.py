@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,49 @@ def test_notebook_too_large_for_the_web_is_refused(folder, capsys):
     (folder / '00_a.py').write_text("# %%\nprint(('x' * 80 + '\\n') * 5000)\n")
     assert notebooks.main(['--folder', str(folder)]) == 1
     assert '300' in capsys.readouterr().out
+
+
+def test_the_size_is_that_of_the_file_not_of_its_characters(folder, capsys):
+    (folder / '00_a.py').write_text("# %%\nprint(('\u00e4' * 80 + '\\n') * 2500)\n", encoding='utf-8')
+    assert notebooks.main(['--folder', str(folder)]) == 1
+    assert 'more than 300' in capsys.readouterr().out
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('jobs', ['1', '2'])
+def test_a_kernel_that_dies_is_named_with_its_cell(folder, capsys, jobs):
+    (folder / '00_a.py').write_text('# %%\nprint(1)\n\n# %%\nimport os; os._exit(3)\n')
+    assert notebooks.main(['--folder', str(folder), '--jobs', jobs]) == 1
+    assert '00_a: FAILED: code cell 2 (import os; os._exit(3)) ended the kernel' in capsys.readouterr().out
+
+
+@pytest.mark.timeout(60)
+def test_a_cell_over_its_limit_is_named_and_its_kernel_ends(folder, monkeypatch):
+    monkeypatch.setattr(notebooks, 'CELL_SECONDS', 2)
+    (folder / '00_a.py').write_text('# %%\nfrom pathlib import Path; import os, time\n'
+                                    "Path('pid').write_text(str(os.getpid())); time.sleep(600)\n")
+    with pytest.raises(notebooks.NotebookError, match=r'code cell 1 \(from pathlib .* took longer than 2 s'):
+        notebooks.process(folder / '00_a.py', check=False)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((folder / 'pid').read_text()), 0)
+
+
+@pytest.mark.parametrize('text', ['', '{}', '{"nbformat": 4', '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}'])
+def test_check_says_that_a_notebook_cannot_be_read(folder, capsys, text):
+    (folder / '00_a.ipynb').write_text(text)
+    assert notebooks.main(['--folder', str(folder), '--check']) == 1
+    assert '00_a: FAILED: 00_a.ipynb cannot be read' in capsys.readouterr().out
+
+
+def test_a_folder_without_notebooks_fails(tmp_path, capsys):
+    assert notebooks.main(['--folder', str(tmp_path), '--check']) == 1
+    assert f'no notebooks in {tmp_path}' in capsys.readouterr().out
+
+
+def test_no_notebook_at_a_time_is_refused(folder, capsys):
+    with pytest.raises(SystemExit):
+        notebooks.main(['--folder', str(folder), '--jobs', '0'])
+    assert '--jobs 0: at least 1' in capsys.readouterr().err
 
 
 def test_progress_bars_keep_their_last_state():

@@ -118,6 +118,14 @@ class TestLimit:
         assert find_limit(made(**steps)).name == 'memory'
         assert find_limit(made(moved=30e6 * 64, **steps)).name == 'compute'
 
+    def test_a_tenth_of_the_roof_is_not_called_the_pace_of_memory(self):
+        roof = Roof('a CPU', 100e9, 10e9, 'measured')
+        found = made('cpu', 1., flops=3e9, moved=3e9 / 3.3, roof=roof, forward=.3, backward=.7)  # 3 of 33 GFLOP/s
+        assert find_limit(found).name == 'overhead'
+        found.parts.update(forward=.1, backward=.1)
+        found.step = .2
+        assert find_limit(found).name == 'memory'  # 15 of 33
+
     def test_advice_is_not_what_is_set_already(self):
         steps = dict(forward=.003, backward=.006)
         found = made(**steps)

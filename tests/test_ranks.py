@@ -2,6 +2,12 @@
 from __future__ import annotations
 
 import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from threading import Timer
 
 import pytest
 import torch
@@ -60,6 +66,53 @@ def test_a_group_that_cannot_meet_says_why(monkeypatch):
     monkeypatch.setenv('GLOO_SOCKET_IFNAME', 'no_such_card')
     with Ranks(2) as ranks, pytest.raises(RuntimeError, match='rank [01] of 2: its process ended.*(?s:.*)no_such_card'):
         ranks.run(os.getpid)
+
+
+def test_what_cannot_be_sent_leaves_the_ranks_as_they_are(two):
+    pids = two.run(os.getpid)
+    with pytest.raises(ValueError, match='arguments for 3 ranks; there are 2'):
+        two.run_each(abs, [(-1, ), (-2, ), (-3, )])
+    with pytest.raises(ValueError, match='arguments for 1 ranks; there are 2'):
+        two.run_each(abs, [(-1, )])
+    with pytest.raises((AttributeError, pickle.PicklingError, TypeError), match='lambda|local'):
+        two.run_each(abs, [(-1, ), (lambda: 0, )])
+    assert two.run(os.getpid) == pids, 'an answer of a call that failed was handed out'
+
+
+def test_an_interrupted_call_ends_the_group():
+    ranks = Ranks(1)
+    ranks.run(os.getpid)
+    Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        ranks.run(time.sleep, 60)
+    assert all(process.poll() is not None for process in ranks.processes)
+    with pytest.raises(RuntimeError, match=r'these ranks have ended .*start new ones: ranks = Ranks\(1\)'):
+        ranks.run(os.getpid)
+
+
+def test_an_interrupt_of_the_whole_group_does_not_reach_the_ranks():
+    said = subprocess.run([sys.executable, '-c', INTERRUPTED], start_new_session=True, capture_output=True, text=True,
+                          timeout=120)
+    assert said.stdout == 'interrupted\n[7]\n', said.stderr
+
+
+INTERRUPTED = '''
+import os, signal, time
+from workspace_lib.tools.ranks import Ranks
+with Ranks(1) as ranks:
+    ranks.run(os.getpid)
+    try:
+        os.killpg(0, signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print('interrupted')
+    print(ranks.run(int, '7'))
+'''
+
+
+def test_a_group_of_no_ranks_is_refused():
+    with pytest.raises(ValueError, match='0 ranks; a group has at least 1'):
+        Ranks(0)
 
 
 @pytest.fixture(scope='module')

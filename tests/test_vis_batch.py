@@ -88,6 +88,51 @@ def test_past_the_end_is_an_error(loader):
         vis_batch.batch_plot(batch, loader, first=64)
 
 
+def test_an_epoch_below_0_is_named(loader):
+    with pytest.raises(IndexError, match='epoch -1: they are counted from 0'):
+        vis_batch.take_batch(loader, -1)
+
+
+@pytest.mark.parametrize('more, message', [
+    (dict(columns=0), '0 columns; at least 1'), (dict(names=['a.png'] * 3), '3 names for 64 images')])
+def test_a_grid_that_cannot_be_is_refused(loader, more, message):
+    batch, _ = vis_batch.take_batch(loader)
+    with pytest.raises(ValueError, match=message):
+        vis_batch.batch_plot(batch, loader, **more)
+
+
+def test_images_of_two_channels_are_refused(loader):
+    with pytest.raises(ValueError, match='images of 2 channels cannot be drawn'):
+        vis_batch.batch_plot(dict(img=torch.zeros(4, 2, 8, 8)), loader)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--epoch', '-1'], 'error: epoch -1'), (['--batch', '63'], 'error: batch 63'),
+    (['--number', '0'], 'error: 0 images')])
+def test_the_command_says_what_is_not_there_without_a_class(tmp_path, capsys, arguments, message):
+    assert main(['vis_batch', DIGITS, '--out', str(tmp_path / 'batch.png'), *arguments]) == 1
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_batch_of_tests_has_the_labels_of_its_data_set(tmp_path, capsys):
+    dataset = build_dataset(apis.load_config(DIGITS).data.test, dict(test_mode=True))
+    out = tmp_path / 'batch.png'
+    assert main(['vis_batch', DIGITS, '--part', 'test', '--batch', '1', '--number', '5', '--out', str(out)]) == 0
+    said = [line.split()[1:2] for line in capsys.readouterr().out.splitlines() if line.split()[:1] and
+            line.split()[0].isdigit()]
+    size = apis.load_config(DIGITS).data.samples_per_gpu
+    labels = dataset.get_gt_labels()[size:size + 5]
+    assert said == [[str(dataset.CLASSES[label]).split()[0]] for label in labels]
+
+
+def test_images_without_annotations_stay_without_labels():
+    class Bare:
+        dataset = object()
+
+    batch = dict(img=torch.zeros(4, 1, 8, 8))
+    assert vis_batch.with_labels(batch, Bare(), 0, 0) is batch
+
+
 def test_the_command_draws_the_batch_of_an_epoch(tmp_path, capsys, loader):
     out = tmp_path / 'batch.png'
     assert main(['vis_batch', DIGITS, '--epoch', '2', '--batch', '1', '--number', '6', '--seed', '0',

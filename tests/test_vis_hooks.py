@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -152,3 +153,23 @@ def test_a_run_that_counts_iterations_is_cut_as_short_and_its_config_stays():
 def test_a_run_of_nothing_is_refused(change):
     with pytest.raises(ValueError, match='at least 1'):
         vis_hooks.short_run(DIGITS, **{**dict(epochs=1, iters=1), **change})
+
+
+def test_recordings_can_be_nested_and_what_was_set_before_is_put_back(training):
+    runner, loaders = training()
+    own = runner.forward = functools.partial(type(runner).forward, runner)
+    with vis_hooks.recorded_hooks(runner) as outer:
+        with vis_hooks.recorded_hooks(runner) as inner:
+            pass
+        runner.run(loaders, [('train', 1)])
+    assert not inner.calls
+    assert sum(call.stage == vis_hooks.FORWARD for call in outer.calls) >= EPOCHS * ITERS
+    assert runner.forward is own and not any(stage in vars(hook) for hook in runner.hooks for stage in Hook.stages)
+
+
+def test_both_of_two_recordings_see_a_run(training):
+    runner, loaders = training()
+    with vis_hooks.recorded_hooks(runner) as outer, vis_hooks.recorded_hooks(runner) as inner:
+        runner.run(loaders, [('train', 1)])
+    assert [(call.stage, call.hook) for call in outer.calls] == [(call.stage, call.hook) for call in inner.calls] != []
+    assert 'forward' not in vars(runner)

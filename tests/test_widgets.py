@@ -132,11 +132,18 @@ def test_each_slider_of_the_batch_viewer_shows_other_images(digits):
         assert labels_in(picture) == [str(label) for label in labels.tolist()]
 
 
-def test_the_last_batch_has_fewer_pages_and_the_viewer_stays_on_one_of_them(digits):
+def test_the_last_batch_has_fewer_pages_and_the_viewer_stays_on_one_of_them(digits, monkeypatch):
     _, batch, page, picture = widgets.batch_viewer(digits, page=16).children
     page.value = 3
+    calls = []
+    draw = widgets.batch_plot
+    monkeypatch.setattr(widgets, 'batch_plot', lambda batch, loader, names, first, count: (
+        calls.append(first) or draw(batch, loader, names, first, count)))
     batch.value = 62  # 4,000 digits: the last 32
     assert (page.max, page.value) == (1, 1) and len(labels_in(picture)) == 16
+    assert calls == [16], 'one batch was drawn several times'
+    page.value = 0
+    assert calls == [16, 0]
 
 
 def test_the_hook_viewer_goes_from_the_run_to_an_iteration():
@@ -148,6 +155,11 @@ def test_the_hook_viewer_goes_from_the_run_to_an_iteration():
     assert slider.max == 2 and 'Time line of the run' in picture.value
     slider.value = 2
     assert 'Time line of iteration 2' in picture.value and '75.00' in picture.value
+
+
+def test_a_recording_without_an_iteration_cannot_be_viewed():
+    with pytest.raises(ValueError, match='the recording has no iteration'):
+        widgets.hook_viewer(Recording(['OptimizerHook', 'Net']))
 
 
 def test_the_live_picture_changes_where_it_was_displayed(monkeypatch):

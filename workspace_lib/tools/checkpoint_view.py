@@ -20,7 +20,13 @@ _SHOWN = 40  # characters of a value
 
 
 def contents(checkpoint: dict[str, Any], depth: int = 2) -> Table:
-    """Its entries, those of dictionaries down to `depth`, each with what it is and how many bytes its tensors have."""
+    """Its entries, those of dictionaries down to `depth`, each with what it is and how many bytes its tensors have.
+
+    Raises:
+        ValueError: a depth below 1.
+    """
+    if depth < 1:
+        raise ValueError(f'depth {depth}; 1 shows the entries, 2 also what is in them')
     rows = [(path, summary(value), sum(tensor.nbytes for tensor in tensors_in(value)))
             for path, value in _entries(checkpoint, depth)]
     return Table(('entry', 'what it is', 'bytes of tensors'), rows)

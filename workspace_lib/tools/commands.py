@@ -45,6 +45,7 @@ from . import launch
 from .arguments import checked_output
 from .eval_pictures import show_evaluations
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
+from .live import LivePlotHook as LivePlotHook
 from .processes import alone_in
 from .recovery import memory_explained, newest
 from .versions import collect_run, collect_versions, earlier_parts, uncommitted_changes

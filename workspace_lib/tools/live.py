@@ -5,14 +5,19 @@ In: a run's log, or, as a hook, its entries as they come. Out: a `Plot`, in a no
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 from ..log_hooks import LoggerHook
 from ..registry import HOOKS
-from .analyze_logs import curves_plot, default_keys
-from .plots import Plot
+
+if TYPE_CHECKING:
+    from .plots import Plot
+
+logger = logging.getLogger(__name__)
 
 
 def training_plot(entries: Sequence[Mapping[str, Any]], iters_per_epoch: int | None = None,
@@ -23,12 +28,18 @@ def training_plot(entries: Sequence[Mapping[str, Any]], iters_per_epoch: int | N
         iters_per_epoch: places the entries of an epoch that has not ended; default the last iteration that was seen.
 
     Raises:
-        ValueError: an empty log.
+        ValueError: an empty log, or one without any of these curves.
     """
+    from .analyze_logs import curves_plot, default_keys  # here: every command that trains knows the hook
+
     if not entries:
         raise ValueError('the log has no entry yet: log_config.interval iterations come first')
-    keys = [key for key in ('loss', 'lr') if any(key in entry for entry in entries)]
-    keys += [key for key in default_keys({name: entries}) if key != 'loss']
+    keys = [key for key in dict.fromkeys(('loss', 'lr', *default_keys({name: entries})))
+            if any(isinstance(entry.get(key), Real) for entry in entries)]
+    if not keys:
+        raise ValueError(f'the log has no number to draw: neither loss nor lr, but {", ".join(entries[-1])}')
+    entries = [{key: value for key, value in entry.items() if isinstance(value, str | Real)}
+               for entry in entries]
     plot = curves_plot({name: entries}, keys, iters_per_epoch)
     last = entries[-1]
     return dataclasses.replace(plot, alt=f'Curves of {name} until epoch {last["epoch"]}: {", ".join(keys)}.')
@@ -53,6 +64,7 @@ class LivePlotHook(LoggerHook):
         super().before_run(runner)
         self.entries: list[dict[str, Any]] = []
         self.drawn = float('-inf')
+        self.failed = False
         if self.show is None and runner.rank == 0:
             from .widgets import live_picture
             self.show = live_picture()
@@ -67,7 +79,15 @@ class LivePlotHook(LoggerHook):
             self.draw_curves(runner)
 
     def draw_curves(self, runner: Any) -> None:
-        """Show what there is by now."""
-        if self.show is not None and runner.rank == 0:
-            self.show(training_plot(self.entries, runner.iters_per_epoch))
-            self.drawn = time.monotonic()
+        """Show what there is by now; of a log that cannot be drawn say so once: no picture is worth a training."""
+        if self.show is None or runner.rank:
+            return
+        try:
+            plot = training_plot(self.entries, runner.iters_per_epoch)
+        except (KeyError, TypeError, ValueError) as error:
+            if not self.failed:
+                logger.warning('LivePlotHook draws nothing: %s', error)
+            self.failed = True
+        else:
+            self.show(plot)
+        self.drawn = time.monotonic()

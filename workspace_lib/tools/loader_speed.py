@@ -16,10 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..apis import loader_config
+from ..config import where
 from ..datasets import build_dataloader, build_dataset
+from ..datasets.wrappers import leaves
+from ..device import describe_device, is_fast, select_device
 from ..recipes import load_config
-from .arguments import add_config, add_part, checked_output
-from .parts import datasets_of
+from .arguments import add_config, add_device, add_part, checked_output
 from .plots import LINES, Plot, styled
 from .table import Table
 
@@ -33,8 +35,7 @@ def images_per_second(loader: Any, seconds: float = 2., warm_up: int = 2) -> flo
     Raises:
         ValueError: no time, or no batch.
     """
-    if seconds <= 0:
-        raise ValueError(f'{seconds} seconds; a rate takes more than 0')
+    _check([0], seconds)
     with closing(_endless(loader)) as batches:
         for _ in range(warm_up):
             next(batches)
@@ -42,6 +43,14 @@ def images_per_second(loader: Any, seconds: float = 2., warm_up: int = 2) -> flo
         while (now := time.perf_counter()) < start + seconds:
             images += len(next(batches)['img'])
     return images / (now - start)
+
+
+def _check(workers: Sequence[int], seconds: float) -> None:
+    if seconds <= 0:
+        raise ValueError(f'{seconds:g} seconds; a rate takes more than 0')
+    if not workers or min(workers) < 0:
+        raise ValueError(f'workers {", ".join(map(str, workers)) or "of no number"}; give numbers from 0 on, '
+                         'of which 0 is this process')
 
 
 def _endless(loader: Any) -> Generator[Any, None, None]:
@@ -56,9 +65,17 @@ def _endless(loader: Any) -> Generator[Any, None, None]:
 
 def rates_by_workers(dataset: Any, samples_per_gpu: int, workers: Sequence[int] = (0, 1, 2), seconds: float = 2.,
                      **settings: Any) -> dict[int, float]:
-    """Images a second of a shuffling loader, by its number of workers. `settings`: as of ``build_dataloader``."""
+    """Images a second of a shuffling loader, by its number of workers, from the smallest on.
+
+    Args:
+        settings: as of ``build_dataloader``; `device` decides how batches are made and whether they are copied.
+
+    Raises:
+        ValueError: no time, no number of workers, or one below 0; before anything is measured.
+    """
+    _check(workers, seconds)
     rates = {}
-    for count in workers:
+    for count in sorted(set(workers)):
         loader = build_dataloader(dataset, samples_per_gpu, count, **settings)
         rates[count] = images_per_second(loader, seconds, warm_up=max(2, 4 * count))
         del loader  # its workers end before the next ones begin
@@ -119,18 +136,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_part(parser, 'train')
     parser.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2, 4], help='to try (default 0 1 2 4)')
     parser.add_argument('--seconds', type=float, default=5., help='for each of them (default 5)')
+    add_device(parser)
     parser.add_argument('--out', default='loader_speed.png', help='picture (default loader_speed.png)')
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
     path = checked_output(args.out, ('.png', '.svg', '.pdf'), '--out')
+    _check(args.workers, args.seconds)
+    device = select_device(args.device)
     cfg = load_config(args.config, args.cfg_options)
-    first = datasets_of(cfg, args.part)[0]
+    if not cfg.get('data', {}).get(args.part):
+        raise KeyError(f'the config has no data.{args.part} ({where(cfg, "data") or cfg.filename})')
+    dataset = build_dataset(cfg.data[args.part], dict(test_mode=args.part != 'train'))
+    first = leaves(dataset)[0]
     print(steps_table(step_seconds(first, range(min(len(first), 100)))), flush=True)
     settings = {key: value for key, value in loader_config(cfg, args.part).items()
                 if key not in ('workers_per_gpu', 'dist')}
-    dataset = build_dataset(cfg.data[args.part], dict(test_mode=args.part != 'train'))
-    rates = rates_by_workers(dataset, workers=args.workers, seconds=args.seconds, **settings)
+    settings = {'channels_last': is_fast(cfg.get('channels_last'), device), **settings}
+    rates = rates_by_workers(dataset, workers=args.workers, seconds=args.seconds, device=device, **settings)
     plot = rates_plot({Path(args.config).stem: rates})
-    print(f'\n{plot.table}\n\n{plot.save(path)}')
+    print(f'\n{plot.table}\nbatches of {settings["samples_per_gpu"]} for {describe_device(device)}\n')
+    print(plot.save(path))

@@ -19,10 +19,10 @@ from typing import Any
 
 import jupytext
 import nbformat
-from jupyter_client import KernelManager
+from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MAX_BYTES = 300_000  # what a web page still shows at once
@@ -53,25 +53,36 @@ def execute(notebook: Any, folder: Path) -> None:
     """Run every cell in place, with the Python that runs this and ``folder`` as the working directory.
 
     Raises:
-        NotebookError: a cell raised an exception that it does not announce (tag ``raises-exception``).
+        NotebookError: a cell raised an exception that it does not announce (tag ``raises-exception``), took longer
+            than `CELL_SECONDS`, or ended its kernel.
     """
     # No folder of kernel specifications: a "python3" that belongs to another installation cannot come in.
-    manager = KernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), kernel_name='python3')
+    # The asynchronous manager: the client of the other one blocks the loop in which nbclient counts the seconds of a
+    # cell and looks whether the kernel lives, so that a kernel that died would be waited for without end.
+    manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), kernel_name='python3')
     client = NotebookClient(notebook, km=manager, timeout=CELL_SECONDS, record_timing=False,
                             coalesce_streams=True, store_widget_state=False, extra_arguments=['--log-level=40'],
-                            resources={'metadata': {'path': str(folder)}})
+                            shutdown_kernel='immediate', resources={'metadata': {'path': str(folder)}})
     try:
-        client.execute()
+        client.execute(cleanup_kc=True)
     except CellExecutionError as error:
         raise NotebookError(f'a cell failed:\n{strip_escapes(str(error))}') from None
-    finally:
-        if manager.has_kernel:
-            manager.shutdown_kernel(now=True)
+    except CellTimeoutError:
+        raise NotebookError(f'{last_cell(client)} took longer than {CELL_SECONDS} s') from None
+    except RuntimeError as error:
+        raise NotebookError(f'{last_cell(client)} ended the kernel: {error}') from None
     for cell in notebook.cells:
         cell.metadata.pop('execution', None)
         for output in cell.get('outputs', []):
             clean_output(output, folder.parent)
     number_widgets(notebook)
+
+
+def last_cell(client: NotebookClient) -> str:
+    """The code cell that ran last, counted from 1, and how it begins."""
+    code = [cell for cell in client.nb.cells if cell.cell_type == 'code' and cell.source.strip()]
+    number = client.code_cells_executed
+    return f'code cell {number} ({code[number - 1].source.splitlines()[0]})' if number else 'the start'
 
 
 def clean_output(output: Any, root: Path) -> None:
@@ -157,21 +168,35 @@ def process(script: Path, check: bool) -> str:
         raise NotebookError(f'{target.name} is missing; write it: make notebooks')
     notebook = read_script(script)
     if check:
-        committed = nbformat.read(target, as_version=4)
+        committed = read_committed(target)
         if sources(committed) != sources(notebook):  # before the minute that a run takes
             compare(committed, notebook)
     begin = time.monotonic()
     execute(notebook, script.parent)
     seconds = time.monotonic() - begin
     text = nbformat.writes(notebook) + '\n'
-    if len(text) > MAX_BYTES:
-        raise NotebookError(f'{len(text) // 1000} KB with its outputs, more than {MAX_BYTES // 1000}: '
+    size = len(text.encode())
+    if size > MAX_BYTES:
+        raise NotebookError(f'{size // 1000} KB with its outputs, more than {MAX_BYTES // 1000}: '
                             'smaller figures, fewer of them, or fewer printed lines')
     if check:
         compare(committed, notebook)
     else:
         write_whole(target, text)
-    return f'{len(notebook.cells)} cells, {len(text) // 1000} KB, {seconds:.0f} s'
+    return f'{len(notebook.cells)} cells, {size // 1000} KB, {seconds:.0f} s'
+
+
+def read_committed(target: Path) -> Any:
+    """Raises NotebookError where the file is no notebook."""
+    try:
+        notebook = nbformat.read(target, as_version=4)
+        nbformat.validate(notebook)
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, by what is wrong in the file
+        raise NotebookError(f'{target.name} cannot be read ({type(error).__name__}: {str(error)[:100]}); '
+                            'write it anew: make notebooks') from None
+    return notebook
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -196,9 +221,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--check', action='store_true', help='write nothing; fail if an output differs')
     parser.add_argument('--jobs', type=int, default=1, help='so many at a time (1)')
     args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f'--jobs {args.jobs}: at least 1')
     scripts = [named(word, args.folder) for word in args.scripts] or sorted(args.folder.glob('[0-9]*.py'))
     if not scripts:
-        print(f'No notebooks in {args.folder}.')
+        print(f'FAILED: no notebooks in {args.folder}: there is no [0-9]*.py')
+        return 1
     passed = True
     with ThreadPoolExecutor(args.jobs) as pool:  # the work is done by the kernels, processes of their own
         for script, (good, said) in zip(scripts, pool.map(partial(attempt, check=args.check), scripts), strict=True):

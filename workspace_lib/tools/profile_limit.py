@@ -83,7 +83,7 @@ def find_limit(found: Profile) -> Limit:
                      'host to start the next kernel', _advice(found, 'data.samples_per_gpu higher', 'compile=True',
                                                               "compile=dict(mode='reduce-overhead')"))
     attainable = found.roof.attainable(found.intensity)
-    if found.flops and found.achieved < 0.05 * attainable:
+    if found.flops and found.achieved < 0.15 * attainable:
         return Limit('overhead', slowest, f'{found.achieved / attainable:.1%} of what the roofline allows is reached: '
                      'the time is not arithmetic, but small operations and Python', _advice(
                          found, 'data.samples_per_gpu higher', 'compile=True'))

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
@@ -23,19 +24,23 @@ class Ranks:
     """
 
     def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f'{count} ranks; a group has at least 1')
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             port = probe.getsockname()[1]
         self._lines: list[Any] = []
         self._said = tempfile.TemporaryFile('w+')  # noqa: SIM115 - open as long as they write
+        self._ended = False
         self.processes: list[subprocess.Popen] = []
         for rank in range(count):
             ours, theirs = Pipe()
             env = {**os.environ, 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count),
                    'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+            # In a session of its own: an interrupt of the notebook goes to the whole group of its kernel.
             self.processes.append(subprocess.Popen(
                 [sys.executable, '-m', __name__, str(theirs.fileno())], env=env, pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said))
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said, start_new_session=True))
             theirs.close()
             self._lines.append(ours)
 
@@ -44,17 +49,33 @@ class Ranks:
 
         Raises:
             ValueError: the function was typed into a session, from which a new process cannot import it.
-            RuntimeError: a rank raised, or died; the group is ended, since the others may be waiting for that one.
+            RuntimeError: a rank raised, or died; the group is ended, since the others may be waiting for that one, as
+                after an interrupt of this call. Or it has ended before.
+            Exception: what pickle says of arguments that it cannot send; the group stays.
         """
         return self.run_each(function, [args] * len(self._lines), **kwargs)
 
     def run_each(self, function: Callable[..., Any], arguments: Sequence[tuple], **kwargs: Any) -> list[Any]:
-        """The same with arguments of its own for each rank."""
+        """The same with arguments of its own for each rank; ValueError if they are of another number."""
+        if self._ended:
+            raise RuntimeError('these ranks have ended (interrupted, failed or closed); start new ones: '
+                               f'ranks = Ranks({len(self.processes)})')
         if getattr(function, '__module__', None) == '__main__':
             raise ValueError(f'{function.__qualname__} was typed into this session, and another process imports what '
                              'it runs: write it into a module')
-        for line, args in zip(self._lines, arguments, strict=True):
-            line.send_bytes(pickle.dumps((function, args, kwargs)))
+        if len(arguments) != len(self._lines):
+            raise ValueError(f'arguments for {len(arguments)} ranks; there are {len(self._lines)}')
+        calls = [pickle.dumps((function, args, kwargs)) for args in arguments]
+        try:
+            return self._answers(calls)
+        except BaseException:  # an answer that is still under way would be taken for that of the next call
+            self.close()
+            raise
+
+    def _answers(self, calls: list[bytes]) -> list[Any]:
+        for line, call in zip(self._lines, calls, strict=True):
+            with suppress(ConnectionError):  # of a rank that died, which is told when its answer is read
+                line.send_bytes(call)
         answers: dict[int, Any] = {}
         while len(answers) < len(self._lines):
             for line in wait([line for rank, line in enumerate(self._lines) if rank not in answers]):
@@ -69,11 +90,11 @@ class Ranks:
             self._said.seek(0)
             error = f'its process ended with status {self.processes[rank].wait()}; {self._said.read()[-2000:]}'
         if error:
-            self.close()
             raise RuntimeError(f'rank {rank} of {len(self.processes)}: {error}')
         return value
 
     def close(self) -> None:
+        self._ended = True
         for process in self.processes:
             process.kill()
             process.wait()

@@ -26,14 +26,27 @@ def take_batch(loader: Any, epoch: int = 0, number: int = 0) -> tuple[dict[str, 
     """Batch `number` of an epoch, both counted from 0, and the files in it; no other batch is made.
 
     Raises:
-        IndexError: the epoch has no such batch.
+        IndexError: no such epoch, or the epoch has no such batch.
     """
+    if epoch < 0:
+        raise IndexError(f'epoch {epoch}: they are counted from 0')
     if not 0 <= number < len(loader):
         raise IndexError(f'batch {number} is not one of the epoch: they are 0 to {len(loader) - 1}')
     loader.set_epoch(epoch)
     loader.start_at(number)
     with closing(iter(loader)) as batches:
         return next(batches), loader.files(epoch, number)
+
+
+def with_labels(batch: dict[str, Any], loader: Any, epoch: int, number: int) -> dict[str, Any]:
+    """The batch with `gt_label`: the data set's, where a pipeline of tests collects only the images. If it has any."""
+    if 'gt_label' in batch:
+        return batch
+    try:
+        labels = loader.dataset.get_gt_labels()
+    except (AttributeError, KeyError):  # images without annotations
+        return batch
+    return {**batch, 'gt_label': torch.as_tensor(labels[loader._requests.indices_of(epoch, number)])}
 
 
 @styled
@@ -50,10 +63,17 @@ def batch_plot(batch: dict[str, Any], loader: Any, names: Sequence[str] = (), fi
 
     Raises:
         IndexError: nothing there to draw.
+        ValueError: another number of channels, no column, or names of another number than images.
     """
     size, classes = len(batch['img']), leaves(loader.dataset)[0].CLASSES
     if not 0 <= first < size or count < 1:
         raise IndexError(f'{count} images from number {first} on, of a batch of {size}')
+    if (channels := batch['img'].shape[1]) not in (1, 3):
+        raise ValueError(f'images of {channels} channels cannot be drawn; of 1 or 3 they can')
+    if columns < 1:
+        raise ValueError(f'{columns} columns; at least 1')
+    if names and len(names) != size:
+        raise ValueError(f'{len(names)} names for {size} images; give one for each of the batch')
     images = _in_colour(batch['img'][first:first + count], loader).permute(0, 2, 3, 1).numpy()
     labels = [label_text(label, classes) for label in batch['gt_label'][first:first + count]] \
         if 'gt_label' in batch else [''] * len(images)
@@ -114,6 +134,9 @@ def _run(args: argparse.Namespace) -> None:
     dataset = build_dataset(cfg.data[args.part], dict(test_mode=args.part != 'train'))
     # Workers change no batch, and to start them for one takes longer than to make it.
     loader = build_loader(cfg, args.part, dataset, torch.device('cpu'), workers_per_gpu=0)
-    batch, names = take_batch(loader, args.epoch, args.batch)
-    plot = batch_plot(batch, loader, names, count=args.number)
+    try:
+        batch, names = take_batch(loader, args.epoch, args.batch)
+        plot = batch_plot(with_labels(batch, loader, args.epoch, args.batch), loader, names, count=args.number)
+    except IndexError as error:  # which the command line would print with its class, as if it were a fault of ours
+        raise ValueError(str(error)) from None
     print(f'{plot.table}\n\nbatch {args.batch} of epoch {args.epoch}, seed {cfg.seed}\n{plot.save(path)}')

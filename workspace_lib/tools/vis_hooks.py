@@ -78,17 +78,19 @@ def recorded_hooks(runner: Any) -> Iterator[Recording]:
                 recording.calls.append(Call(stage, name, *place, start - began, time.perf_counter() - start))
         return inside
 
-    watched = [(hook, stage) for hook in runner.hooks for stage in stages_of(hook)]
-    for hook, stage in watched:
-        setattr(hook, stage, timed(getattr(hook, stage), stage, type(hook).__name__))
-    runner.forward = timed(runner.forward, FORWARD, model)
+    watched = [(hook, stage, type(hook).__name__) for hook in runner.hooks for stage in stages_of(hook)]
+    watched.append((runner, FORWARD, model))
+    before = [vars(owner).get(stage) for owner, stage, _ in watched]  # something where recordings are nested
+    for owner, stage, name in watched:
+        setattr(owner, stage, timed(getattr(owner, stage), stage, name))
     runner._calls.clear()  # which methods those are is remembered there
     try:
         yield recording
     finally:
-        for hook, stage in watched:
-            delattr(hook, stage)
-        del runner.forward
+        for (owner, stage, _), own in zip(watched, before, strict=True):
+            vars(owner).pop(stage, None)
+            if own is not None:
+                setattr(owner, stage, own)
         runner._calls.clear()
 
 

@@ -145,7 +145,9 @@ def batch_viewer(loader: Any, epochs: int = 10, page: int = 16) -> Any:
 
     def draw(change: Any = None) -> None:
         taken, names = take_batch(loader, epoch.value, batch.value)
-        pages.max = -(-len(taken['img']) // page) - 1  # the last batch may be smaller; this moves a page past its end
+        pages.unobserve(draw, names='value')  # the last batch may be smaller: the next line moves a page past its end
+        pages.max = -(-len(taken['img']) // page) - 1
+        pages.observe(draw, names='value')
         plot = batch_plot(taken, loader, names, pages.value * page, page)
         picture.value = plot._repr_mimebundle_()['text/html']
 
@@ -156,11 +158,17 @@ def batch_viewer(loader: Any, epochs: int = 10, page: int = 16) -> Any:
 
 
 def hook_viewer(recording: Recording) -> Any:
-    """A slider for `timeline_plot`: 0 shows the whole run, another number one iteration."""
+    """A slider for `timeline_plot`: 0 shows the whole run, another number one iteration.
+
+    Raises:
+        ValueError: no iteration was recorded.
+    """
     import ipywidgets
 
-    last = max(call.iter for call in recording.calls if call.stage == FORWARD)
-    slider = _counter(ipywidgets, 'iteration', 0, last + 1)
+    iterations = [call.iter for call in recording.calls if call.stage == FORWARD]
+    if not iterations:
+        raise ValueError('the recording has no iteration; run the runner inside `with recorded_hooks(runner)` first')
+    slider = _counter(ipywidgets, 'iteration', 0, max(iterations) + 1)
     picture = ipywidgets.HTML()
 
     def draw(change: Any = None) -> None:
