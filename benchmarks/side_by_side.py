@@ -80,13 +80,21 @@ def machine() -> dict[str, Any]:
     """The hardware, and how busy it was."""
     model = next((line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
                   if line.startswith('model name')), platform.machine())
-    return {'cpu': model, 'cores': len(os.sched_getaffinity(0)), 'system': platform.platform(),
+    return {'cpu': model, 'cores': len(os.sched_getaffinity(0)), 'system': f'{platform.system()} {platform.machine()}',
             'load': round(os.getloadavg()[0], 2)}
 
 
 def versions() -> dict[str, Any]:
     from workspace_lib.tools.versions import collect_versions
     return {name: value for name, value in collect_versions().items() if value}
+
+
+def without_place(word: str) -> str:
+    """A word of a command; of a path what is left on another machine: from the checkout on, or its name."""
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
 class Results:
@@ -102,7 +110,7 @@ class Results:
                  **facts: Any) -> None:
         self.path = Path(folder) / f'{name}.json'
         self.content: dict[str, Any] = {
-            'name': name, 'command': ' '.join([Path(sys.executable).name, *sys.argv]),
+            'name': name, 'command': ' '.join([Path(sys.executable).name, *map(without_place, sys.argv)]),
             'started': time.strftime('%Y-%m-%d %H:%M:%S %z'), 'rounds': rounds, 'toy': toy, **facts,
             'machine': machine(), 'versions': versions(), 'sections': [], 'aims': [], 'missing': {}}
 

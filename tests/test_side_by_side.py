@@ -170,3 +170,10 @@ def test_cpu_time_counts_children_and_their_children(tmp_path):
             import os
             os.kill(pid, 9)
         child.wait()
+
+
+def test_no_place_of_this_machine_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [str(side_by_side.ROOT / 'benchmarks' / 'bench_image.py'), '--images',
+                                      str(tmp_path / 'photos'), '--rounds', '5'])
+    results = side_by_side.Results('cars', tmp_path, rounds=3)
+    assert results.content['command'].split(' ', 1)[1] == 'benchmarks/bench_image.py --images photos --rounds 5'
