@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from image_folders import image_folders
 
 from workspace_lib.apis import build_training, loader_config, run_training, set_random_seed
 from workspace_lib.datasets import build_dataset
@@ -29,12 +29,7 @@ PUBLISHED = ('resnet/resnet50_8xb32_in1k.py', FAST, FAST_88, RESNET18, AIRBENCH)
 @pytest.fixture
 def images(tmp_path) -> Path:
     """Two images in each of ten class folders."""
-    rng = np.random.default_rng(0)
-    for label in range(10):
-        (tmp_path / 'images' / str(label)).mkdir(parents=True)
-        for i in range(2):
-            cv2.imwrite(str(tmp_path / 'images' / str(label) / f'{i}.png'), rng.integers(0, 256, (32, 32, 3), np.uint8))
-    return tmp_path / 'images'
+    return image_folders(tmp_path / 'images', '0123456789', 2, 32)
 
 
 def tiny(recipe: str, images: Path, work_dir: Path, **options: Any) -> Any:

@@ -10,7 +10,7 @@ from figures import assert_nothing_is_cut_off
 
 from workspace_lib import apis
 from workspace_lib.datasets import build_dataset
-from workspace_lib.tools import loader_speed
+from workspace_lib.tools import loader_speed, parts
 from workspace_lib.tools.cli import main
 
 DIGITS = 'lenet/lenet5_mnist5k.py'
@@ -65,7 +65,7 @@ def test_numbers_of_workers_are_measured_once_each_in_their_order(monkeypatch):
     (['--device', 'tpu'], "device 'tpu' is not known"),
     (['--part', 'val', '--cfg-options', 'data.val=None'], 'no data.val')])
 def test_what_cannot_be_measured_is_refused_before_anything_is_read(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(loader_speed, 'build_dataset', lambda *args: pytest.fail('a data set was built'))
+    monkeypatch.setattr(parts, 'build_dataset', lambda *args: pytest.fail('a data set was built'))
     assert main(['loader_speed', DIGITS, *arguments]) == 1
     assert message in capsys.readouterr().err
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_read(monkeypatch,
 def test_the_command_measures_the_loader_that_feeds_the_device_from_one_data_set(monkeypatch, tmp_path, capsys):
     built, asked = [], []
     build = build_dataset
-    monkeypatch.setattr(loader_speed, 'build_dataset', lambda *args: built.append(build(*args)) or built[-1])
+    monkeypatch.setattr(parts, 'build_dataset', lambda *args: built.append(build(*args)) or built[-1])
     monkeypatch.setattr(loader_speed, 'select_device', lambda name: torch.device('meta') if name == 'cuda' else None)
     monkeypatch.setattr(loader_speed, 'images_per_second',
                         lambda loader, seconds, warm_up: asked.append((loader.device, loader.dataset)) or 1.)

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from image_folders import image_folders
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -226,12 +226,7 @@ def test_the_backward_pass_and_the_optimizer_read_no_value():
 @pytest.fixture
 def images(tmp_path) -> Path:
     """Forty images in ten class folders."""
-    rng = np.random.default_rng(0)
-    for label in range(10):
-        (tmp_path / 'images' / str(label)).mkdir(parents=True)
-        for i in range(4):
-            cv2.imwrite(str(tmp_path / 'images' / str(label) / f'{i}.png'), rng.integers(0, 256, (16, 16, 3), np.uint8))
-    return tmp_path / 'images'
+    return image_folders(tmp_path / 'images', '0123456789', 4, 16)
 
 
 def with_images(images: Path, **changes: Any) -> Config:

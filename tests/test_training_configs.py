@@ -5,10 +5,10 @@ import json
 import logging
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from image_folders import image_folders
 
 from workspace_lib.apis import build_training, loader_config, run_training, set_random_seed
 from workspace_lib.config import Config
@@ -35,12 +35,7 @@ RECIPE = dict(
 @pytest.fixture
 def images(tmp_path) -> Path:
     """Six images in two class folders."""
-    rng = np.random.default_rng(0)
-    for label in 'ab':
-        (tmp_path / 'images' / label).mkdir(parents=True)
-        for i in range(3):
-            cv2.imwrite(str(tmp_path / 'images' / label / f'{i}.png'), rng.integers(0, 256, (16, 16, 3), np.uint8))
-    return tmp_path / 'images'
+    return image_folders(tmp_path / 'images', 'ab', 3, 16)
 
 
 def config(images: Path, **changes) -> Config:

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..apis import loader_config
-from ..config import where
-from ..datasets import build_dataloader, build_dataset
+from ..datasets import build_dataloader
 from ..datasets.wrappers import leaves
 from ..device import describe_device, is_fast, select_device
 from ..recipes import load_config
 from .arguments import add_config, add_device, add_part, checked_output
+from .parts import dataset_of
 from .plots import LINES, Plot, styled
 from .table import Table
 
@@ -146,9 +146,7 @@ def _run(args: argparse.Namespace) -> None:
     _check(args.workers, args.seconds)
     device = select_device(args.device)
     cfg = load_config(args.config, args.cfg_options)
-    if not cfg.get('data', {}).get(args.part):
-        raise KeyError(f'the config has no data.{args.part} ({where(cfg, "data") or cfg.filename})')
-    dataset = build_dataset(cfg.data[args.part], dict(test_mode=args.part != 'train'))
+    dataset = dataset_of(cfg, args.part)
     first = leaves(dataset)[0]
     print(steps_table(step_seconds(first, range(min(len(first), 100)))), flush=True)
     settings = {key: value for key, value in loader_config(cfg, args.part).items()

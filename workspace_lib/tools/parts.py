@@ -1,4 +1,4 @@
-"""The data sets behind a config's train, val or test section, without what wraps or joins them.
+"""The data sets of a config's train, val or test section, whole, or without what wraps or joins them.
 
 In: a config. Out: data sets of files or arrays, each with its pipeline.
 """
@@ -17,9 +17,22 @@ def datasets_of(cfg: Config, part: str) -> list[Any]:
     Raises:
         KeyError: the config has no such part.
     """
+    return [build_dataset(section, dict(test_mode=part != 'train')) for section in _innermost(_section(cfg, part))]
+
+
+def dataset_of(cfg: Config, part: str) -> Any:
+    """The data set of `part` as a run has it.
+
+    Raises:
+        KeyError: the config has no such part.
+    """
+    return build_dataset(_section(cfg, part), dict(test_mode=part != 'train'))
+
+
+def _section(cfg: Config, part: str) -> Any:
     if not cfg.get('data', {}).get(part):
         raise KeyError(f'the config has no data.{part} ({where(cfg, "data") or cfg.filename})')
-    return [build_dataset(section, dict(test_mode=part != 'train')) for section in _innermost(cfg.data[part])]
+    return cfg.data[part]
 
 
 def _innermost(section: Any) -> Iterator[Any]:

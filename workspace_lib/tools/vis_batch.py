@@ -13,11 +13,11 @@ import torch
 from matplotlib.figure import Figure
 
 from ..apis import build_loader, init_random_seed
-from ..datasets import build_dataset
 from ..datasets.wrappers import leaves
 from ..log_writers import _in_colour
 from ..recipes import load_config
 from .arguments import add_config, add_part, checked_output
+from .parts import dataset_of
 from .plots import Plot, label_names, styled
 from .table import Table
 
@@ -131,7 +131,7 @@ def _run(args: argparse.Namespace) -> None:
     path = checked_output(args.out, ('.png', '.svg', '.pdf'), '--out')
     cfg = load_config(args.config, args.cfg_options)
     cfg.seed = init_random_seed(args.seed if args.seed is not None else cfg.get('seed'))
-    dataset = build_dataset(cfg.data[args.part], dict(test_mode=args.part != 'train'))
+    dataset = dataset_of(cfg, args.part)
     # Workers change no batch, and to start them for one takes longer than to make it.
     loader = build_loader(cfg, args.part, dataset, torch.device('cpu'), workers_per_gpu=0)
     try:
