@@ -196,7 +196,7 @@ class BaseDataset(PassesOn, Dataset):
         """The classes of one sample."""
         return [int(self.data_infos[index]['gt_label'])]
 
-    def sample(self, index: int, seed: int | None = None) -> dict[str, Any]:
+    def sample(self, index: int, seed: int | None = None, for_device: bool = False) -> dict[str, Any]:
         """One sample as the loader takes it, see `Pipeline.item`.
 
         Raises:
@@ -205,7 +205,7 @@ class BaseDataset(PassesOn, Dataset):
         for at in ((index + step) % len(self) for step in range(MAX_BROKEN_RUN)):
             try:
                 if at not in self.broken:
-                    return self.pipeline.item(self.data_infos[at], seed)
+                    return self.pipeline.item(self.data_infos[at], seed, for_device)
             except Exception as error:
                 if not isinstance(error, (DecodeError, OSError)):
                     error.add_note(f'in the pipeline, at {self.filename(at)}')

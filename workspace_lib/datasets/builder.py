@@ -43,7 +43,8 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int | 
                      dist: bool = False, shuffle: bool = True, round_up: bool = True, seed: int | None = None,
                      pin_memory: bool = True, persistent_workers: bool = True, drop_last: bool = False,
                      sampler_cfg: dict[str, Any] | None = None, device: torch.device | str = 'cpu',
-                     channels_last: bool = False, augments: Any = None, **kwargs: Any) -> Loader:
+                     channels_last: bool = False, augments: Any = None, device_steps: bool = True,
+                     **kwargs: Any) -> Loader:
     """A `Loader`, from the settings of a config's `data`.
 
     Args:
@@ -69,4 +70,4 @@ def build_dataloader(dataset: Any, samples_per_gpu: int, workers_per_gpu: int | 
     workers = None if workers_per_gpu in (None, 'auto') else int(workers_per_gpu) * share  # type: ignore[arg-type]
     return Loader(dataset, samples_per_gpu * share, workers, shuffle, seed, round_up,
                   drop_last, sampler, rank, world_size, device, channels_last, pin_memory, persistent_workers,
-                  BatchAugments(augments) if augments else None, **kwargs)
+                  BatchAugments(augments) if augments else None, device_steps, **kwargs)

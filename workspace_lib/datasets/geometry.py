@@ -11,11 +11,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..arguments import check_known, check_number, check_probability
 from ..registry import PIPELINES
 from .auto_augment import Signed, Sometimes
-from .transforms import CV2_FILTERS
+from .transforms import CV2_FILTERS, Box
 
 Colour = float | Sequence[float]  # one number for all channels, or one for each, in the image's order
 
@@ -120,6 +122,8 @@ class RandomErasing(Sometimes):
             standard deviation `fill_std`, or without that uniform in 0..255.
     """
 
+    draws = 4
+
     def __init__(self, erase_prob: float = 0.5, min_area_ratio: float = 0.02, max_area_ratio: float = 0.4,
                  aspect_range: float | Sequence[float] = (3 / 10, 10 / 3), mode: str = 'const',
                  fill_color: Colour = (128, 128, 128), fill_std: Colour | None = None) -> None:
@@ -138,13 +142,16 @@ class RandomErasing(Sometimes):
         self.fill_std = None if fill_std is None else three(fill_std, 'fill_std')
         self._log_aspect = np.log(np.array(aspect_range, np.float32)).tolist()
 
-    def apply(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
-        height, width = img.shape[:2]
+    def box(self, height: int, width: int, rng: random.Random) -> Box:
         aspect = np.exp(rng.uniform(*self._log_aspect))
         area = height * width * rng.uniform(self.min_area_ratio, self.max_area_ratio)
         h = min(round(np.sqrt(area * aspect)), height)
         w = min(round(np.sqrt(area / aspect)), width)
         top, left = (rng.randrange(room) if room else 0 for room in (height - h, width - w))
+        return top, left, h, w
+
+    def apply(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
+        top, left, h, w = self.box(*img.shape[:2], rng)
         return _painted(img, top, left, self._patch(h, w, rng))
 
     def _patch(self, h: int, w: int, rng: random.Random) -> np.ndarray:
@@ -156,6 +163,34 @@ class RandomErasing(Sometimes):
             return noise.integers(0, 256, (h, w, 3), np.uint8)
         std, mean = np.array(self.fill_std, np.float32), np.array(self.fill_color, np.float32)
         return np.clip(noise.standard_normal((h, w, 3), np.float32) * std + mean, 0, 255).astype(np.uint8)
+
+    def draw(self, height: int, width: int, rng: random.Random) -> Box:
+        if rng.random() >= self.prob:
+            return 0, 0, 0, 0
+        box = self.box(height, width, rng)
+        if self.mode == 'rand':
+            rng.getrandbits(64)  # the seed of an image's own noise
+        return box
+
+    def on_batch(self, img: Tensor, numbers: Tensor, rng: random.Random) -> Tensor:
+        """Noise for every pixel, of which most is thrown away: to find out where it is needed would wait for the GPU."""
+        top, left, h, w = numbers.unsqueeze(2).unbind(1)  # each (N, 1)
+        rows, columns = (torch.arange(side, device=img.device) for side in img.shape[2:])
+        inside = ((top <= rows) & (rows < top + h))[:, :, None] & ((left <= columns) & (columns < left + w))[:, None]
+        generator = torch.Generator(img.device).manual_seed(rng.getrandbits(63))
+        for channel, plane in enumerate(img.unbind(1)):  # so that noise takes four bytes a pixel, not twelve
+            plane.copy_(torch.where(inside, self._plane(plane, channel, generator), plane))
+        return img
+
+    def _plane(self, plane: Tensor, channel: int, generator: torch.Generator) -> Tensor | int:
+        """What `_patch` gives for one channel: uint8 (N, H, W), or a number for all of it."""
+        if self.mode == 'const':
+            return int(np.array(self.fill_color).astype(np.uint8)[channel])
+        if self.fill_std is None:
+            return torch.randint(256, plane.shape, generator=generator, dtype=torch.uint8, device=plane.device)
+        noise = torch.empty(plane.shape, device=plane.device)
+        noise.normal_(self.fill_color[channel], self.fill_std[channel], generator=generator)
+        return noise.clamp_(0, 255).to(torch.uint8)
 
 
 def three(colour: Colour, name: str) -> tuple[Any, ...]:

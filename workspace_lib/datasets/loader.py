@@ -1,7 +1,8 @@
 """Batches. In: a data set and how to batch it. Out: dicts on the device, `img` float32 (N, C, H, W), `gt_label`.
 
-Workers make whole uint8 batches; the device stage normalises them there (on a CPU: still in the workers). Order and
-chance are functions of (seed, epoch, index), so neither the number of workers nor a restart changes a batch.
+Workers make whole uint8 batches; the device stage flips, erases and normalises them there (on a CPU: still in the
+workers). Order and chance are functions of (seed, epoch, index), so neither the number of workers nor a restart changes
+a batch.
 """
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from .decode import DecodeError
+from .base import BaseDataset
 from .mixing import BatchAugments
-from .pipeline import DeviceStage, Pipeline, _seeded_globals
+from .pipeline import DRAWS, DeviceStage, Pipeline, _seeded_globals
 from .ring import AHEAD, SPARE, Batch, Ring, batch_memory, choose_workers, copied_ahead, cores, to_device, to_send
 from .wrappers import leaves, locate
 
@@ -56,6 +58,8 @@ class Loader:
         rank, world_size: this process takes every `world_size`-th sample, from `rank` on.
         device, channels_last: where batches go, in which memory format.
         augments: mixes each batch on the device, by chance that depends on seed, epoch, batch and rank.
+        device_steps: where the device is no CPU, it does the random flips and erasings that end the pipeline: the same
+            ones, but for the noise of RandomErasing, which then depends on what mixing does.
         options: further ones of torch's `DataLoader`, such as `prefetch_factor`.
 
     Raises:
@@ -66,7 +70,7 @@ class Loader:
                  seed: int | None = None, round_up: bool = True, drop_last: bool = False, sampler: Any = None,
                  rank: int = 0, world_size: int = 1, device: torch.device | str = 'cpu',
                  channels_last: bool = False, pin_memory: bool = True, persistent_workers: bool = True,
-                 augments: BatchAugments | None = None, **options: Any) -> None:
+                 augments: BatchAugments | None = None, device_steps: bool = True, **options: Any) -> None:
         if batch_size < 1:
             raise ValueError(f'a batch of {batch_size} samples; samples_per_gpu starts at 1')
         if not options.get('in_order', True):
@@ -79,7 +83,9 @@ class Loader:
         self._requests = _Requests(len(dataset), batch_size, shuffle, self.seed, round_up, drop_last, sampler,
                                    rank, world_size)
         self._told: set[tuple[int, int]] = set()
-        self._maker = _BatchMaker(dataset, self.device_stage if self.device.type == 'cpu' else None)
+        on_cpu = self.device.type == 'cpu'
+        self._maker = _BatchMaker(dataset, self.device_stage if on_cpu else None,
+                                  device_steps and not on_cpu and _end_alike(self._leaves))
         if num_workers is None:
             num_workers, ahead = self._chosen()
             options = {'prefetch_factor': ahead, **options}
@@ -210,8 +216,10 @@ class Loader:
             yield batch if isinstance(batch, Exception) else ring.receive(slot, batch)
 
     def _finished(self, batch: Batch, epoch: int, number: int) -> Batch:
-        """A batch, where it is on its device: normalised, in the memory format asked for, and mixed."""
+        """A batch, where it is on its device: flipped and erased, normalised, in the memory format asked for, mixed."""
         img = batch['img'].contiguous(memory_format=self.memory_format)  # while it is a quarter of the bytes
+        if (draws := batch.pop(DRAWS, None)) is not None:
+            img = self.device_stage.random_steps(img, draws, self._chance(epoch, number, 3))
         batch = {**batch, 'img': self.device_stage(img).contiguous(memory_format=self.memory_format)}
         return batch if self.augments is None else self._mixed(batch, epoch, number)
 
@@ -221,9 +229,13 @@ class Loader:
             self._told.add((leaf, index))
             _log.warning('skipped broken file %d: %s', len(self._told), reason)
 
-    def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
+    def _chance(self, epoch: int, number: int, use: int) -> random.Random:
+        """Of a batch; `use`: 2 or 3, so that it has the seed of no sample."""
         place = number * self._requests.world_size + self._requests.rank  # among the batches of all ranks
-        rng = random.Random(_mix(self.seed, epoch) << 40 | 1 << 39 | place)  # the seed of no sample
+        return random.Random(_mix(self.seed, epoch) << 40 | use << 38 | place)
+
+    def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
+        rng = self._chance(epoch, number, 2)
         img, label = self.augments(batch['img'], batch['gt_label'], rng)  # type: ignore[misc]
         return {**batch, 'img': img.contiguous(memory_format=self.memory_format), 'gt_label': label}
 
@@ -284,8 +296,8 @@ class _Requests:
 class _BatchMaker:
     """What runs in the workers: a request in; out a batch (see `to_send`), files that turned out broken, the slot."""
 
-    def __init__(self, dataset: Any, stage: DeviceStage | None) -> None:
-        self.dataset, self.stage, self._leaves = dataset, stage, leaves(dataset)
+    def __init__(self, dataset: Any, stage: DeviceStage | None, for_device: bool) -> None:
+        self.dataset, self.stage, self.for_device, self._leaves = dataset, stage, for_device, leaves(dataset)
         self.places: Any = [-1, -1]
         self.slots: Tensor | None = None
 
@@ -307,7 +319,7 @@ class _BatchMaker:
         for seed, index in zip(seeds, indices, strict=True):
             places[mine + 1] = index
             try:
-                yield _sample(self.dataset, index, seed)
+                yield _sample(self.dataset, index, seed, self.for_device)
             except Exception as error:
                 if (name := self.name_of(index)) not in f'{error} {getattr(error, "__notes__", "")}':
                     error.add_note(f'while reading {name}')
@@ -332,8 +344,16 @@ def _common_stage(parts: list[Any]) -> DeviceStage:
     return pipelines[0].device_stage if pipelines else DeviceStage()
 
 
-def _sample(dataset: Any, index: int, seed: int) -> dict[str, Any]:
+def _end_alike(parts: list[Any]) -> bool:
+    """Whether all leave the same steps to the device; a `sample` of a person's own may not know how."""
+    return (all(getattr(type(part), 'sample', None) is BaseDataset.sample for part in parts)
+            and len({repr(part.pipeline.device_stage.steps) for part in parts}) == 1)
+
+
+def _sample(dataset: Any, index: int, seed: int, for_device: bool) -> dict[str, Any]:
     dataset, index = locate(dataset, index)
+    if for_device:
+        return dataset.sample(index, seed, for_device)
     if hasattr(dataset, 'sample'):
         return dataset.sample(index, seed)
     with _seeded_globals(seed):  # of another library, borrowed or a person's own: it draws from the global generators

@@ -1,4 +1,4 @@
-"""A config's pipeline, compiled once: image steps for the workers, normalisation by the batch on the device.
+"""A config's pipeline, compiled once: image steps for the workers; by the batch on the device what can wait for it.
 
 In: step configs. Out: `Pipeline`: `item` feeds the loader, a call of it runs the steps as they are written.
 """
@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from os import PathLike
 from typing import Any
 
@@ -25,16 +26,18 @@ _log = logging.getLogger(__name__)
 _UINT8 = np.dtype(np.uint8)
 _OWN_MODULES = (ImageStep.__module__, Collect.__module__)
 Source = str | PathLike[str] | bytes | np.ndarray
+DRAWS = '_draws'  # the key of what steps have drawn that are left to the device; it does not reach the model
 
 
 class DeviceStage:
     """What is left of a pipeline for the device: `Normalize` of a whole batch; without one, only a cast.
 
     Takes uint8 (N, C, H, W), gives float32; a float batch counts as normalised already and stays as it is.
+    Before it come `steps` by `random_steps`, if `Pipeline.item` has left them to the device.
     """
 
-    def __init__(self, normalize: Normalize | None = None) -> None:
-        self.normalize = normalize
+    def __init__(self, normalize: Normalize | None = None, steps: Sequence[ImageStep] = ()) -> None:
+        self.normalize, self.steps = normalize, steps
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
         if normalize is not None:
             values = np.arange(256, dtype=np.float32)[:, None]
@@ -50,6 +53,16 @@ class DeviceStage:
         for source, planes in zip(img.permute(0, 2, 3, 1).numpy(), batch.numpy(), strict=True):
             self.write(source, planes)
         return batch
+
+    def random_steps(self, img: Tensor, draws: Tensor, rng: random.Random) -> Tensor:
+        """`steps` on uint8 (N, C, H, W), perhaps in place.
+
+        Args:
+            draws: int32 (N, numbers of all steps), as `Pipeline.item` gives them. rng: seeds the noise.
+        """
+        for step, numbers in zip(self.steps, draws.split([step.draws for step in self.steps], 1), strict=True):
+            img = step.on_batch(img, numbers, rng)
+        return img
 
     def _check(self, channels: int) -> None:
         if self.normalize is not None and len(self.normalize.mean) not in (1, channels):
@@ -130,6 +143,8 @@ class Pipeline:
             self._read = rest.pop(0).read
         while rest and isinstance(rest[0], ImageStep) and rest[0].keeps_uint8:
             self._transforms.append(rest.pop(0).transform)
+        before = reversed(self.steps[:len(self.steps) - len(rest)])
+        late = list(takewhile(lambda step: vars(type(step)).get('draws'), before))[::-1]
         normalize = rest.pop(0) if rest and isinstance(rest[0], Normalize) else None
         for step in rest:
             if isinstance(step, (ImageStep, LoadImageFromFile)):
@@ -140,29 +155,31 @@ class Pipeline:
                 self.keys = step.keys
         if extra := set(self.keys) - {'img', 'gt_label'}:
             return f'Collect asks for {", ".join(sorted(extra))}'
-        self.device_stage = DeviceStage(normalize)
+        self.device_stage = DeviceStage(normalize, late)
         return None
 
-    def prepare(self, source: Source, rng: random.Random = GLOBAL_RNG) -> np.ndarray:
-        """The workers' share, where `is_split`: a file or BGR pixels to uint8 (H, W, C)."""
+    def prepare(self, source: Source, rng: random.Random = GLOBAL_RNG, late: int = 0) -> np.ndarray:
+        """The workers' share, where `is_split`: a file or BGR pixels to uint8 (H, W, C), without the last `late` steps."""
         img = source if isinstance(source, np.ndarray) else self._read(source)
-        for transform in self._transforms:
+        for transform in self._transforms[:len(self._transforms) - late]:
             img = transform(img, rng)
         if img.dtype != _UINT8:
             raise TypeError(f'the pipeline gives {img.dtype} before Normalize; a step that means to do so sets '
                             'keeps_uint8 = False in its class')
         return img if img.ndim == 3 else img[:, :, None]
 
-    def item(self, info: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
+    def item(self, info: dict[str, Any], seed: int | None = None, for_device: bool = False) -> dict[str, Any]:
         """One sample for the loader.
 
         Args:
             info: as in `data_infos`: `img_prefix` and `img_info`, or `img`; and `gt_label`.
             seed: of all its random choices; None draws from the global `random` (and borrowed steps from
                 wherever they do).
+            for_device: leave the steps of the device stage undone; only what they draw is drawn, each in its turn.
 
         Returns:
             The keys of `Collect`: `img` uint8 (H, W, C), or float (C, H, W) where not `is_split`; `gt_label`.
+            And, of steps that are left to the device, `DRAWS`: int32 (numbers of all steps,).
         """
         if not self.is_split:
             with _seeded_globals(seed):
@@ -171,8 +188,12 @@ class Pipeline:
         if seed is not None:
             rng = self._rng
             rng.seed(seed)
-        img = self.prepare(info['img'] if 'img' in info else image_path(info), rng)
-        return {key: img if key == 'img' else info[key] for key in self.keys if key == 'img' or key in info}
+        late = self.device_stage.steps if for_device else ()
+        img = self.prepare(info['img'] if 'img' in info else image_path(info), rng, len(late))
+        item = {key: img if key == 'img' else info[key] for key in self.keys if key == 'img' or key in info}
+        if late:
+            item[DRAWS] = np.array([n for step in late for n in step.draw(*img.shape[:2], rng)], np.int32)
+        return item
 
     def batch_of_one(self, info: dict[str, Any], device: torch.device | str = 'cpu') -> dict[str, Tensor]:
         """What the model takes for one image (`info` as for `item`): `img` float32 (1, C, H, W)."""

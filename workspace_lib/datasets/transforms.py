@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..arguments import PassesOn, check_known, check_probability
 from ..registry import PIPELINES
@@ -36,14 +38,24 @@ class Step:
 class ImageStep(PassesOn, Step):
     """A step on the image alone, (H, W, C) or (H, W); subclasses write `transform`.
 
-    One that makes float of uint8 sets `keeps_uint8 = False`.
+    One that makes float of uint8 sets `keeps_uint8 = False`. One that a GPU can do for a whole batch writes `draw` and
+    `on_batch`, and says in its own class how many numbers an image `draws`; a subclass does so anew, or is not asked.
     """
 
     keeps_uint8 = True
+    draws = 0
 
     def transform(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
         """The new image. `img` is never written into; every random choice is drawn from `rng`."""
         raise NotImplementedError(f'{type(self).__name__} does not define transform(img, rng)')
+
+    def draw(self, height: int, width: int, rng: random.Random) -> Sequence[int]:
+        """What `transform` would draw for such an image, to the last draw, so that the steps after it draw as ever."""
+        raise NotImplementedError(f'{type(self).__name__} does not define draw(height, width, rng)')
+
+    def on_batch(self, img: Tensor, numbers: Tensor, rng: random.Random) -> Tensor:
+        """`img` uint8 (N, C, H, W), perhaps in place, on any device, without waiting for it; `numbers` (N, draws)."""
+        raise NotImplementedError(f'{type(self).__name__} does not define on_batch(img, numbers, rng)')
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         for key in results.get('img_fields', ['img']):
@@ -216,6 +228,8 @@ class RandomCrop(ImageStep):
 class RandomFlip(ImageStep):
     """Mirror with probability `flip_prob`; `direction` is 'horizontal' or 'vertical'."""
 
+    draws = 1
+
     def __init__(self, flip_prob: float = 0.5, direction: str = 'horizontal') -> None:
         check_known('direction', direction, ('horizontal', 'vertical'))
         check_probability('flip_prob', flip_prob)
@@ -224,6 +238,12 @@ class RandomFlip(ImageStep):
 
     def transform(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
         return cv2.flip(img, self._axis) if rng.random() < self.flip_prob else img
+
+    def draw(self, height: int, width: int, rng: random.Random) -> Sequence[int]:
+        return rng.random() < self.flip_prob,
+
+    def on_batch(self, img: Tensor, numbers: Tensor, rng: random.Random) -> Tensor:
+        return torch.where(numbers[:, :, None, None] != 0, img.flip(2 + self._axis), img)
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         flip = results.get('rng', GLOBAL_RNG).random() < self.flip_prob
