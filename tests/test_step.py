@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_leaves
 from workspace_lib import apis
 from workspace_lib.apis import build_loader, build_training, run_training, single_gpu_test
 from workspace_lib.config import Config
+from workspace_lib.datasets import Pipeline
+from workspace_lib.datasets.loader import Loader
 from workspace_lib.device import Precision, compile_model, is_fast
 from workspace_lib.faults import CheckInvalidLossHook
 from workspace_lib.hooks import Hook
@@ -192,6 +194,26 @@ def test_a_hook_that_waits_is_found(fake_gpu, monkeypatch, hook):
 
     with pytest.raises((Waits, torch._subclasses.fake_tensor.DynamicOutputShapeException)):
         trained_without_values(Config(RECIPE), fake_gpu, monkeypatch, more=(Later(),))
+
+
+def test_random_steps_on_the_gpu_wait_for_nothing(monkeypatch, fake_gpu):
+    """A batch as it has come from the workers, with all that the loader does to it, twice flipped and thrice erased."""
+    monkeypatch.setattr(torch, 'Generator', lambda device=None, plain=torch.Generator: plain())
+    erasing = dict(type='RandomErasing', erase_prob=1.)
+    pipeline = Pipeline([
+        dict(type='RandomFlip'), erasing, dict(erasing, mode='rand'), dict(erasing, mode='rand', fill_std=9.),
+        dict(type='RandomFlip', direction='vertical'), dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6])])
+    monkeypatch.setattr(Loader, '__init__', lambda self: None)
+    loader = Loader()
+    loader.device_stage, loader.augments, loader.seed = pipeline.device_stage, None, 0
+    loader.memory_format, loader._requests = torch.channels_last, SimpleNamespace(world_size=1, rank=0)
+    for number in range(3):
+        fake_gpu.watching = number > 0  # the first copies the constants
+        batch = dict(img=torch.empty(4, 16, 16, 3, dtype=torch.uint8, device=CUDA).permute(0, 3, 1, 2),
+                     gt_label=torch.empty(4, device=CUDA), _draws=torch.empty(4, 14, dtype=torch.int32, device=CUDA))
+        made = loader._finished(batch, 0, number)
+        assert made.keys() == {'img', 'gt_label'} and made['img'].device.type == 'cuda'
+        assert made['img'].is_contiguous(memory_format=torch.channels_last) and made['img'].dtype == torch.float32
 
 
 @pytest.mark.parametrize('moment', ['as soon as its copy has come', 'before a checkpoint'])

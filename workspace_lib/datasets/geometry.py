@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..arguments import check_known, check_number, check_probability
 from ..registry import PIPELINES
@@ -151,7 +150,7 @@ class RandomErasing(Sometimes):
         return top, left, h, w
 
     def apply(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
-        top, left, h, w = self.box(*img.shape[:2], rng)
+        top, left, h, w = self.box(img.shape[0], img.shape[1], rng)
         return _painted(img, top, left, self._patch(h, w, rng))
 
     def _patch(self, h: int, w: int, rng: random.Random) -> np.ndarray:
@@ -168,27 +167,26 @@ class RandomErasing(Sometimes):
         if rng.random() >= self.prob:
             return 0, 0, 0, 0
         box = self.box(height, width, rng)
-        if self.mode == 'rand':
-            rng.getrandbits(64)  # the seed of an image's own noise
+        rng.getrandbits(64 if self.mode == 'rand' else 0)  # the seed of the image's own noise
         return box
 
-    def on_batch(self, img: Tensor, numbers: Tensor, rng: random.Random) -> Tensor:
-        """Noise for every pixel, of which most is thrown away: to find out where it is needed would wait for the GPU."""
+    def on_batch(self, img: torch.Tensor, numbers: torch.Tensor, rng: random.Random) -> torch.Tensor:
+        """Noise is drawn for all pixels, though few take it: for the sizes of the boxes the host would have to wait."""
         top, left, h, w = numbers.unsqueeze(2).unbind(1)  # each (N, 1)
         rows, columns = (torch.arange(side, device=img.device) for side in img.shape[2:])
         inside = ((top <= rows) & (rows < top + h))[:, :, None] & ((left <= columns) & (columns < left + w))[:, None]
         generator = torch.Generator(img.device).manual_seed(rng.getrandbits(63))
-        for channel, plane in enumerate(img.unbind(1)):  # so that noise takes four bytes a pixel, not twelve
+        for channel, plane in enumerate(img.unbind(1)):  # with noise of all three, three times the memory
             plane.copy_(torch.where(inside, self._plane(plane, channel, generator), plane))
         return img
 
-    def _plane(self, plane: Tensor, channel: int, generator: torch.Generator) -> Tensor | int:
-        """What `_patch` gives for one channel: uint8 (N, H, W), or a number for all of it."""
+    def _plane(self, plane: torch.Tensor, channel: int, generator: torch.Generator) -> torch.Tensor | int:
+        """As `_patch`, for one channel of a batch: uint8 (N, H, W), or a number for all of it."""
         if self.mode == 'const':
             return int(np.array(self.fill_color).astype(np.uint8)[channel])
-        if self.fill_std is None:
-            return torch.randint(256, plane.shape, generator=generator, dtype=torch.uint8, device=plane.device)
         noise = torch.empty(plane.shape, device=plane.device)
+        if self.fill_std is None:
+            return noise.random_(256, generator=generator).to(torch.uint8)
         noise.normal_(self.fill_color[channel], self.fill_std[channel], generator=generator)
         return noise.clamp_(0, 255).to(torch.uint8)
 

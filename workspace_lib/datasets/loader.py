@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
-from .decode import DecodeError
 from .base import BaseDataset
+from .decode import DecodeError
 from .mixing import BatchAugments
 from .pipeline import DRAWS, DeviceStage, Pipeline, _seeded_globals
 from .ring import AHEAD, SPARE, Batch, Ring, batch_memory, choose_workers, copied_ahead, cores, to_device, to_send
@@ -58,8 +58,8 @@ class Loader:
         rank, world_size: this process takes every `world_size`-th sample, from `rank` on.
         device, channels_last: where batches go, in which memory format.
         augments: mixes each batch on the device, by chance that depends on seed, epoch, batch and rank.
-        device_steps: where the device is no CPU, it does the random flips and erasings that end the pipeline: the same
-            ones, but for the noise of RandomErasing, which then depends on what mixing does.
+        device_steps: a device that is no CPU does the random flips and erasings that end a pipeline. Places are the
+            same; noise depends on seed, epoch, batch and rank.
         options: further ones of torch's `DataLoader`, such as `prefetch_factor`.
 
     Raises:
@@ -83,9 +83,8 @@ class Loader:
         self._requests = _Requests(len(dataset), batch_size, shuffle, self.seed, round_up, drop_last, sampler,
                                    rank, world_size)
         self._told: set[tuple[int, int]] = set()
-        on_cpu = self.device.type == 'cpu'
-        self._maker = _BatchMaker(dataset, self.device_stage if on_cpu else None,
-                                  device_steps and not on_cpu and _end_alike(self._leaves))
+        stage = self.device_stage if self.device.type == 'cpu' else None
+        self._maker = _BatchMaker(dataset, stage, device_steps and stage is None and _end_alike(self._leaves))
         if num_workers is None:
             num_workers, ahead = self._chosen()
             options = {'prefetch_factor': ahead, **options}
@@ -216,7 +215,7 @@ class Loader:
             yield batch if isinstance(batch, Exception) else ring.receive(slot, batch)
 
     def _finished(self, batch: Batch, epoch: int, number: int) -> Batch:
-        """A batch, where it is on its device: flipped and erased, normalised, in the memory format asked for, mixed."""
+        """A batch, where it is on its device: late steps done, normalised, in the memory format asked for, mixed."""
         img = batch['img'].contiguous(memory_format=self.memory_format)  # while it is a quarter of the bytes
         if (draws := batch.pop(DRAWS, None)) is not None:
             img = self.device_stage.random_steps(img, draws, self._chance(epoch, number, 3))

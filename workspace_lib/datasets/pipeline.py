@@ -159,7 +159,7 @@ class Pipeline:
         return None
 
     def prepare(self, source: Source, rng: random.Random = GLOBAL_RNG, late: int = 0) -> np.ndarray:
-        """The workers' share, where `is_split`: a file or BGR pixels to uint8 (H, W, C), without the last `late` steps."""
+        """The workers' share, where `is_split`: a file or BGR pixels to uint8 (H, W, C); the last `late` steps wait."""
         img = source if isinstance(source, np.ndarray) else self._read(source)
         for transform in self._transforms[:len(self._transforms) - late]:
             img = transform(img, rng)
@@ -192,7 +192,7 @@ class Pipeline:
         img = self.prepare(info['img'] if 'img' in info else image_path(info), rng, len(late))
         item = {key: img if key == 'img' else info[key] for key in self.keys if key == 'img' or key in info}
         if late:
-            item[DRAWS] = np.array([n for step in late for n in step.draw(*img.shape[:2], rng)], np.int32)
+            item[DRAWS] = np.array([n for step in late for n in step.draw(img.shape[0], img.shape[1], rng)], np.int32)
         return item
 
     def batch_of_one(self, info: dict[str, Any], device: torch.device | str = 'cpu') -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..arguments import PassesOn, check_known, check_probability
 from ..registry import PIPELINES
@@ -53,7 +52,7 @@ class ImageStep(PassesOn, Step):
         """What `transform` would draw for such an image, to the last draw, so that the steps after it draw as ever."""
         raise NotImplementedError(f'{type(self).__name__} does not define draw(height, width, rng)')
 
-    def on_batch(self, img: Tensor, numbers: Tensor, rng: random.Random) -> Tensor:
+    def on_batch(self, img: torch.Tensor, numbers: torch.Tensor, rng: random.Random) -> torch.Tensor:
         """`img` uint8 (N, C, H, W), perhaps in place, on any device, without waiting for it; `numbers` (N, draws)."""
         raise NotImplementedError(f'{type(self).__name__} does not define on_batch(img, numbers, rng)')
 
@@ -242,7 +241,7 @@ class RandomFlip(ImageStep):
     def draw(self, height: int, width: int, rng: random.Random) -> Sequence[int]:
         return rng.random() < self.flip_prob,
 
-    def on_batch(self, img: Tensor, numbers: Tensor, rng: random.Random) -> Tensor:
+    def on_batch(self, img: torch.Tensor, numbers: torch.Tensor, rng: random.Random) -> torch.Tensor:
         return torch.where(numbers[:, :, None, None] != 0, img.flip(2 + self._axis), img)
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
