@@ -1,4 +1,5 @@
-"""One image on one core: the training pipeline against libjpeg-turbo in C and hand-written calls; resized copies.
+"""One image on one core: the training pipeline against libjpeg-turbo in C and hand-written calls; resized copies; what
+a worker saves where the device flips and erases.
 
     python benchmarks/bench_image.py [--images DIR] [--rounds 9] [--quick]
 
@@ -115,6 +116,33 @@ def copies(results: Results, folder: str, temporary: Path, rounds: int) -> None:
                     ratio(figures, 'ours: originals', f'ours: {size}'), bound, 'x')
 
 
+ERASING = dict(type='RandomErasing', erase_prob=0.25, mode='rand', min_area_ratio=0.02, max_area_ratio=1 / 3,
+               fill_color=(103.53, 116.28, 123.675), fill_std=(57.375, 57.12, 58.395))
+
+
+def random_steps(results: Results, recipe: str, more: list[dict], paths: list[str], rounds: int) -> None:
+    """The last random steps in the worker, and left to the device, with the same choices; then by the batch, here."""
+    steps = train_steps()
+    whole, last = Pipeline([*steps[:3], *more, *steps[3:]]), Pipeline([*steps[2:3], *more])
+    infos = [dict(img_prefix=None, img_info=dict(filename=path), gt_label=np.array(0)) for path in paths]
+    crops = [dict(img=Pipeline(steps[:2]).item(info, 0)['img'], gt_label=np.array(0)) for info in infos]
+
+    def measured(pipeline: Pipeline, infos: list[Any], for_device: bool, repeats: int = 1) -> Callable[[], float]:
+        return per_image(lambda sample: pipeline.item(sample[1], sample[0], for_device), [*enumerate(infos)], repeats)
+
+    sent = [last.item(info, seed, for_device=True) for seed, info in enumerate(crops[:64])]
+    batch = torch.from_numpy(np.stack([item['img'] for item in sent])).permute(0, 3, 1, 2)
+    draws = torch.from_numpy(np.stack([item['_draws'] for item in sent]))
+    at_once = per_image(lambda batch: last.device_stage.random_steps(batch, draws, random.Random(0)), [batch])
+    figures = in_turns({
+        'whole, in the worker': measured(whole, infos, False),
+        'whole, left to the device': measured(whole, infos, True),
+        'these steps, in the worker': measured(last, crops, False, 5),
+        'these steps, left to the device': measured(last, crops, True, 5),
+        'these steps by the batch, on this CPU': lambda: at_once() / len(batch)}, rounds)
+    results.section(f'The last random steps of the recipe of {recipe}', 'CPU ms/image', figures, 'whole, in the worker')
+
+
 def _make_copy(source: Path, target: Path, size: Size) -> None:
     for path in map(Path, files_of(source)):
         made = target / path.relative_to(source)
@@ -149,6 +177,8 @@ def main() -> None:
         machinery(results, temporary, 2 if args.quick else 4 * rounds, 50 if args.quick else 400)
         one_image(results, paths, rounds)
         copies(results, folder, temporary, rounds)
+        random_steps(results, 'ResNet', [], paths, rounds)
+        random_steps(results, 'Swin, but for its RandAugment', [ERASING], paths, rounds)
     results.finish()
 
 
