@@ -176,19 +176,22 @@ class RandomErasing(Sometimes):
         rows, columns = (torch.arange(side, device=img.device) for side in img.shape[2:])
         inside = ((top <= rows) & (rows < top + h))[:, :, None] & ((left <= columns) & (columns < left + w))[:, None]
         generator = torch.Generator(img.device).manual_seed(rng.getrandbits(63))
+        colour = np.array(self.fill_color).astype(np.uint8).tolist()
         for channel, plane in enumerate(img.unbind(1)):  # with noise of all three, three times the memory
-            plane.copy_(torch.where(inside, self._plane(plane, channel, generator), plane))
+            if self.mode == 'const':
+                plane.masked_fill_(inside, colour[channel])
+            else:
+                plane.copy_(torch.where(inside, self._noise(plane, channel, generator), plane))
         return img
 
-    def _plane(self, plane: torch.Tensor, channel: int, generator: torch.Generator) -> torch.Tensor | int:
-        """As `_patch`, for one channel of a batch: uint8 (N, H, W), or a number for all of it."""
-        if self.mode == 'const':
-            return int(np.array(self.fill_color).astype(np.uint8)[channel])
+    def _noise(self, plane: torch.Tensor, channel: int, generator: torch.Generator) -> torch.Tensor:
+        """That of `_patch` for one channel of a batch: uint8 (N, H, W)."""
         noise = torch.empty(plane.shape, device=plane.device)
         if self.fill_std is None:
-            return noise.random_(256, generator=generator).to(torch.uint8)
-        noise.normal_(self.fill_color[channel], self.fill_std[channel], generator=generator)
-        return noise.clamp_(0, 255).to(torch.uint8)
+            noise.random_(256, generator=generator)
+        else:
+            noise.normal_(self.fill_color[channel], self.fill_std[channel], generator=generator).clamp_(0, 255)
+        return noise.to(torch.uint8)
 
 
 def three(colour: Colour, name: str) -> tuple[Any, ...]:
