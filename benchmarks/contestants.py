@@ -42,11 +42,8 @@ def _calm(worker: int) -> None:
 
 
 def ours(folder: str, batch: int, workers: int) -> Any:
-    """What is left to the CPU where a GPU normalises; 'meta' is a device that takes batches and computes nothing.
-
-    The workers flip, as everyone's do: a GPU would do that as well.
-    """
-    return _ours(folder, batch, workers, device='meta', device_steps=False)
+    """What is left to the CPU where a GPU normalises; 'meta' is a device that takes batches and computes nothing."""
+    return _ours(folder, batch, workers, device='meta')
 
 
 def ours_float32(folder: str, batch: int, workers: int) -> Any:

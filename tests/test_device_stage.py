@@ -167,7 +167,7 @@ def folder(tmp_path_factory) -> Path:
 def gpu(monkeypatch) -> dict:
     """Settings of a loader whose device is no CPU, and whose batches stay where they can be computed with."""
     monkeypatch.setattr(loader, 'to_device', lambda batch, device: dict(batch))
-    return dict(device='meta')
+    return dict(device='xpu')
 
 
 def batches(dataset, workers: int = 0, **settings) -> loader.Loader:
@@ -239,6 +239,14 @@ def test_a_key_leaves_the_random_steps_with_the_workers(folder, gpu):
     assert '_draws' not in next(made._received())
     made.set_epoch(0)
     assert same(list(made), list(batches((str(folder), NOISY))))
+
+
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_what_computes_nothing_faster_than_a_worker_is_left_nothing(folder, device):
+    made = batches((str(folder), NOISY), device=device)
+    assert '_draws' not in next(made._received())
+    made.set_epoch(0)
+    assert [batch['img'].shape for batch in made] == [(4, 3, 24, 20)] * 4 + [(2, 3, 24, 20)]
 
 
 class Own(CustomDataset):

@@ -58,8 +58,8 @@ class Loader:
         rank, world_size: this process takes every `world_size`-th sample, from `rank` on.
         device, channels_last: where batches go, in which memory format.
         augments: mixes each batch on the device, by chance that depends on seed, epoch, batch and rank.
-        device_steps: a device that is no CPU does the random flips and erasings that end a pipeline. Places are the
-            same; noise depends on seed, epoch, batch and rank.
+        device_steps: a GPU does the random flips and erasings that end a pipeline: in the same places, with noise that
+            depends on seed, epoch, batch and rank. On a CPU, and on 'meta', which has no noise, the workers do them.
         options: further ones of torch's `DataLoader`, such as `prefetch_factor`.
 
     Raises:
@@ -84,7 +84,8 @@ class Loader:
                                    rank, world_size)
         self._told: set[tuple[int, int]] = set()
         stage = self.device_stage if self.device.type == 'cpu' else None
-        self._maker = _BatchMaker(dataset, stage, device_steps and stage is None and _end_alike(self._leaves))
+        left = device_steps and self.device.type not in ('cpu', 'meta') and _end_alike(self._leaves)
+        self._maker = _BatchMaker(dataset, stage, left)
         if num_workers is None:
             num_workers, ahead = self._chosen()
             options = {'prefetch_factor': ahead, **options}
