@@ -36,7 +36,6 @@ from ..datasets import MultiLabelDataset, build_dataset
 from ..datasets.wrappers import leaves
 from ..device import Precision
 from ..dist import from_main, get_dist_info, is_main
-from ..log_hooks import get_root_logger
 from ..models import build_classifier
 from ..recipes import load_config
 from ..resume import damage_of
@@ -46,6 +45,7 @@ from .arguments import checked_output
 from .eval_pictures import show_evaluations
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
 from .live import LivePlotHook as LivePlotHook
+from .logs import get_root_logger
 from .processes import alone_in
 from .recovery import memory_explained, newest
 from .versions import collect_run, collect_versions, earlier_parts, uncommitted_changes
