@@ -29,12 +29,13 @@ from .loops import EvalHook
 from .loops import multi_gpu_test as multi_gpu_test
 from .loops import single_gpu_test as single_gpu_test
 from .models import build_classifier
-from .optim import build_optimizer, lr_schedule, momentum_schedule
+from .optim import build_optimizer
 from .randomness import init_random_seed as init_random_seed
 from .randomness import set_random_seed as set_random_seed
 from .recipes import load_config as load_config
 from .registry import DATASETS, HOOKS, RUNNERS
 from .runner import EpochBasedRunner
+from .schedules import lr_schedule, momentum_schedule
 from .size_hook import ProgressiveSizeHook as ProgressiveSizeHook
 from .weight_hooks import EMAHook as EMAHook
 

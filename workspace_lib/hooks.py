@@ -92,7 +92,7 @@ class LrUpdaterHook(Hook):
     """Sets the learning rate of every parameter group before each step, from a schedule that is a pure function.
 
     Args:
-        schedule: ``f(base_lr, iter) -> lr``, see ``workspace_lib.optim.lr_schedule``.
+        schedule: ``f(base_lr, iter) -> lr``, see ``workspace_lib.schedules.lr_schedule``.
     """
 
     priority = 'VERY_HIGH'
@@ -114,7 +114,7 @@ class MomentumUpdaterHook(Hook):
     """Sets the momentum of every parameter group, or the first of its `betas`, before each step.
 
     Args:
-        schedule: ``f(base_momentum, iter) -> momentum``, see ``workspace_lib.optim.momentum_schedule``.
+        schedule: ``f(base_momentum, iter) -> momentum``, see ``workspace_lib.schedules.momentum_schedule``.
     """
 
     priority = 'HIGH'
