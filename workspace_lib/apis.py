@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import log_hooks
+from . import iter_runner, log_writers, size_hook, weight_hooks  # noqa: F401  (they register what they define)
 from .checkpoint import load_checkpoint, read_checkpoint
 from .checks import check_ranks, check_sync_batchnorm
 from .config import Config, where
@@ -22,22 +22,16 @@ from .device import Precision, compile_model, describe_device, is_fast, select_d
 from .dist import get_dist_info
 from .faults import CheckInvalidLossHook, StopSignalHook
 from .hooks import IterTimerHook, LrUpdaterHook, MomentumUpdaterHook, OptimizerHook
-from .iter_runner import IterBasedRunner as IterBasedRunner
 from .loader_watch import LoaderWatchHook
-from .log_writers import TextLoggerHook as TextLoggerHook
-from .loops import EvalHook
-from .loops import multi_gpu_test as multi_gpu_test
-from .loops import single_gpu_test as single_gpu_test
+from .log_hooks import ProgressBarHook
+from .loops import EvalHook, multi_gpu_test, single_gpu_test  # noqa: F401  (also for those who import from here)
 from .models import build_classifier
 from .optim import build_optimizer
-from .randomness import init_random_seed as init_random_seed
-from .randomness import set_random_seed as set_random_seed
-from .recipes import load_config as load_config
+from .randomness import init_random_seed, set_random_seed  # noqa: F401
+from .recipes import load_config
 from .registry import DATASETS, HOOKS, RUNNERS
 from .runner import EpochBasedRunner
 from .schedules import lr_schedule, momentum_schedule
-from .size_hook import ProgressiveSizeHook as ProgressiveSizeHook
-from .weight_hooks import EMAHook as EMAHook
 
 #: Keys of ``data`` that are not arguments of ``build_dataloader``.
 _DATA_SECTIONS = ('train', 'val', 'test', 'train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -286,15 +280,13 @@ def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int)
         runner.register_hook(LrUpdaterHook(lr_schedule(cfg.lr_config, *length)))
     if cfg.get('momentum_config'):
         runner.register_hook(MomentumUpdaterHook(momentum_schedule(cfg.momentum_config, *length)))
-    optimizer_config = cfg.get('optimizer_config') or {}
-    runner.register_hook(HOOKS.build(optimizer_config, default_args=dict(type='OptimizerHook'))
-                         if optimizer_config else OptimizerHook())
+    runner.register_hook(HOOKS.build(cfg.get('optimizer_config') or {}, default_args=dict(type='OptimizerHook')))
     if cfg.get('checkpoint_config'):
         runner.register_hook(HOOKS.build(cfg.checkpoint_config, default_args=dict(
             type='CheckpointHook', by_epoch=runner.by_epoch)))
     runner.register_hook(IterTimerHook())
     runner.register_hook(LoaderWatchHook())
-    runner.register_hook(log_hooks.ProgressBarHook())
+    runner.register_hook(ProgressBarHook())
     custom = cfg.get('custom_hooks') or []
     if not isinstance(custom, list | tuple):
         raise TypeError(f'custom_hooks is a list of dicts, but got {custom!r} ({where(cfg, "custom_hooks")})')
