@@ -209,10 +209,9 @@ class OptimizerHook(Hook):
         return self.cumulative_iters if runner.iter < full else runner.max_iters - full
 
     def _clip(self, runner: EpochBasedRunner) -> None:
-        params = [p for group in runner.optimizer.param_groups for p in group['params'] if p.grad is not None]
-        if params:
-            norm = torch.nn.utils.clip_grad_norm_(params, **(self.grad_clip or {}))
-            runner.log_buffer.update({'grad_norm': norm.detach()}, runner.outputs['num_samples'])
+        params = [p for group in runner.optimizer.param_groups for p in group['params']]
+        norm = torch.nn.utils.clip_grad_norm_(params, **(self.grad_clip or {}))
+        runner.log_buffer.update({'grad_norm': norm.detach()}, runner.outputs['num_samples'])
 
 
 # mmcv's names for the same work: how numbers are represented is the runner's `precision`, not another hook's.

@@ -217,7 +217,9 @@ class EpochBasedRunner:
     def train(self, data_loader: Any) -> None:
         """One epoch of training."""
         self.model.train()
-        self._begin('train', data_loader)
+        self._enter('train', data_loader)
+        self.log_buffer.clear()
+        self.call_hook('before_train_epoch')
         first, self._first = self._first, 0
         self.inner_iter = first - 1
         for self.inner_iter, batch in enumerate(batches_from(data_loader, first), first):
@@ -227,22 +229,25 @@ class EpochBasedRunner:
         self.call_hook('after_train_epoch')
         self.epoch += 1
 
-    @torch.no_grad()
     def val(self, data_loader: Any) -> None:
         """One epoch of the same step without gradients: its losses are logged."""
-        self.model.eval()
-        with self.shown_weights():
-            self._begin('val', data_loader)
-            for self.inner_iter, batch in enumerate(data_loader):
-                self._iterate('val', batch)
-            self.call_hook('after_val_epoch')
+        self._enter('val', data_loader)
+        self._validate(data_loader)
 
-    def _begin(self, mode: str, data_loader: Any) -> None:
+    def _enter(self, mode: str, data_loader: Any) -> None:
         self.mode, self.data_loader = mode, data_loader
         if hasattr(data_loader, 'set_epoch'):
             data_loader.set_epoch(self.epoch)
-        self.log_buffer.clear()
-        self.call_hook(f'before_{mode}_epoch')
+
+    @torch.no_grad()
+    def _validate(self, batches: Iterable[Any]) -> None:
+        self.model.eval()
+        with self.shown_weights():
+            self.log_buffer.clear()
+            self.call_hook('before_val_epoch')
+            for self.inner_iter, batch in enumerate(batches):
+                self._iterate('val', batch)
+            self.call_hook('after_val_epoch')
 
     def _iterate(self, mode: str, batch: Any) -> None:
         self.data_batch = batch
