@@ -41,13 +41,6 @@ def _acts(hook: Hook, point: str) -> bool:
     return any(getattr(getattr(hook, name), '__func__', None) is not getattr(Hook, name) for name in points)
 
 
-def _without(section: dict, key: str) -> dict:
-    """A copy that still knows where in the config it stands."""
-    rest = copy.copy(section)
-    rest.pop(key, None)
-    return rest
-
-
 def batches_from(loader: Any, first: int) -> Iterator[Any]:
     """A pass over the loader from its `first` batch on; where it cannot begin there, what comes earlier is dropped."""
     if first and hasattr(loader, 'start_at'):
@@ -142,8 +135,9 @@ class EpochBasedRunner:
     def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
         """Insert a hook behind those of the same priority (a name or a number; else the hook's own)."""
         if isinstance(hook, dict):
-            priority = hook.get('priority', priority)
-            hook = cast(Hook, HOOKS.build(_without(hook, 'priority')))
+            section = copy.copy(hook)  # which still knows where in the config it stands
+            priority = section.pop('priority', priority)
+            hook = cast(Hook, HOOKS.build(section))
         # A hook of mmcv's own has no priority.
         rank = _rank(hook, getattr(hook, 'priority', 'NORMAL') if priority is None else priority)
         position = sum(other <= rank for other in self._ranks)
@@ -395,18 +389,17 @@ class EpochBasedRunner:
         self.logger.info('weights from %s', filename)
         return ckpt.load_checkpoint(self.model, filename, map_location, strict)
 
-    def resume(self, filename: str, resume_optimizer: bool = True, map_location: str = 'cpu') -> None:
+    def resume(self, filename: str) -> None:
         """Weights, optimizer, loss scale, averages, random state, epoch and iteration: the run goes on where it was.
 
         Other processes than those that saved it, or another number of iterations an epoch, are said in the log.
         """
-        state = ckpt.load_checkpoint(self.model, filename, map_location, strict=True)
+        state = ckpt.load_checkpoint(self.model, filename, strict=True)
         meta = state.get('meta') or {}
-        if 'epoch' not in meta or (resume_optimizer and 'optimizer' not in state):
+        if 'epoch' not in meta or 'optimizer' not in state:
             raise ValueError(f'{filename} holds weights, but no optimizer and epoch to resume from; '
                              'use --load-from to start a new run with its weights')
-        if resume_optimizer:
-            self.optimizer.load_state_dict(state['optimizer'])
+        self.optimizer.load_state_dict(state['optimizer'])
         if 'scaler' in state:
             self.precision.scaler.load_state_dict(state['scaler'])
         weights = ckpt.weights_of(state)
