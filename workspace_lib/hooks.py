@@ -45,45 +45,33 @@ class Hook:
     def before_train_epoch(self, runner: EpochBasedRunner) -> None:
         self.before_epoch(runner)
 
-    def before_val_epoch(self, runner: EpochBasedRunner) -> None:
-        self.before_epoch(runner)
-
     def after_train_epoch(self, runner: EpochBasedRunner) -> None:
-        self.after_epoch(runner)
-
-    def after_val_epoch(self, runner: EpochBasedRunner) -> None:
         self.after_epoch(runner)
 
     def before_train_iter(self, runner: EpochBasedRunner) -> None:
         self.before_iter(runner)
 
-    def before_val_iter(self, runner: EpochBasedRunner) -> None:
-        self.before_iter(runner)
-
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
         self.after_iter(runner)
 
-    def after_val_iter(self, runner: EpochBasedRunner) -> None:
-        self.after_iter(runner)
+    before_val_epoch = before_train_epoch
+    after_val_epoch = after_train_epoch
+    before_val_iter = before_train_iter
+    after_val_iter = after_train_iter
 
-    @staticmethod
-    def every_n_epochs(runner: EpochBasedRunner, n: int) -> bool:
+    def every_n_epochs(self, runner: EpochBasedRunner, n: int) -> bool:
         return n > 0 and (runner.epoch + 1) % n == 0
 
-    @staticmethod
-    def every_n_iters(runner: EpochBasedRunner, n: int) -> bool:
+    def every_n_iters(self, runner: EpochBasedRunner, n: int) -> bool:
         return n > 0 and (runner.iter + 1) % n == 0
 
-    @staticmethod
-    def end_of_epoch(runner: EpochBasedRunner) -> bool:
+    def end_of_epoch(self, runner: EpochBasedRunner) -> bool:
         return runner.inner_iter + 1 == len(runner.data_loader)
 
-    @staticmethod
-    def is_last_epoch(runner: EpochBasedRunner) -> bool:
+    def is_last_epoch(self, runner: EpochBasedRunner) -> bool:
         return runner.epoch + 1 == runner.max_epochs
 
-    @staticmethod
-    def is_last_iter(runner: EpochBasedRunner) -> bool:
+    def is_last_iter(self, runner: EpochBasedRunner) -> bool:
         return runner.iter + 1 == runner.max_iters
 
 
