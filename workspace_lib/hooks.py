@@ -257,7 +257,10 @@ class CheckpointHook(Hook):
             runner.logger.error('%s; so the older ones are kept', damage)
             return
         while 0 < self.max_keep_ckpts < len(self.saved):
-            runner.remove_checkpoint(self.saved.pop(0))
+            oldest = Path(self.saved.pop(0))
+            links = [link.resolve() for link in oldest.parent.glob('*.pth') if link.is_symlink()]
+            if oldest.resolve() not in links:  # `latest.pth`, `best.pth`
+                oldest.unlink(missing_ok=True)
 
 
 @HOOKS.register_module()

@@ -377,17 +377,10 @@ class EpochBasedRunner:
             if hasattr(hook, 'draw') and results is not None:
                 hook.draw(self, dataset, results)
 
-    def remove_checkpoint(self, path: str) -> None:
-        """Delete one, unless a link of the run points at it or it is gone already."""
-        file = Path(path)
-        links = [link.resolve() for link in file.parent.glob('*.pth') if link.is_symlink()]
-        if file.resolve() not in links:
-            file.unlink(missing_ok=True)
-
-    def load_checkpoint(self, filename: str, map_location: str = 'cpu', strict: bool = False) -> dict:
+    def load_checkpoint(self, filename: str) -> dict:
         """Weights only: where a training starts from."""
         self.logger.info('weights from %s', filename)
-        return ckpt.load_checkpoint(self.model, filename, map_location, strict)
+        return ckpt.load_checkpoint(self.model, filename)
 
     def resume(self, filename: str) -> None:
         """Weights, optimizer, loss scale, averages, random state, epoch and iteration: the run goes on where it was.
