@@ -36,8 +36,8 @@ from workspace_lib.loader_watch import LoaderWatchHook
 from workspace_lib.log_hooks import ProgressBarHook
 from workspace_lib.log_writers import TensorboardLoggerHook, TextLoggerHook
 from workspace_lib.models import build_classifier
-from workspace_lib.optim import lr_schedule
 from workspace_lib.runner import EpochBasedRunner
+from workspace_lib.schedules import lr_schedule
 from workspace_lib.tools.gpu_hook import GPUMonitorHook
 from workspace_lib.tools.nvml import Card
 

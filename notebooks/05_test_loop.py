@@ -206,7 +206,7 @@ confusion = plots.confusion_matrix(results, labels, dataset.CLASSES)
 display(confusion, confusion.table)
 
 # %%
-assert np.array_equal(metrics.calculate_confusion_matrix(scores, labels).numpy(), counts)
+assert np.array_equal(mistakes.calculate_confusion_matrix(scores, labels).numpy(), counts)
 mistakes.pair_table(scores, labels, dataset.CLASSES, count=5)
 
 # %% [markdown]

@@ -14,9 +14,10 @@ from workspace_lib.apis import build_training, loader_config, run_training, set_
 from workspace_lib.datasets import build_dataset
 from workspace_lib.datasets.ring import AHEAD, SPARE
 from workspace_lib.models import build_classifier
-from workspace_lib.optim import build_optimizer, lr_schedule
+from workspace_lib.optim import build_optimizer
 from workspace_lib.recipes import CONFIGS, load_config
 from workspace_lib.registry import BACKBONES, HOOKS
+from workspace_lib.schedules import lr_schedule
 from workspace_lib.size_hook import ProgressiveSizeHook
 
 FAST = 'resnet/resnet50_8xb512-fast-16e_in1k.py'

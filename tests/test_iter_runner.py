@@ -12,7 +12,7 @@ from workspace_lib.hooks import CheckpointHook, IterTimerHook, LrUpdaterHook, Op
 from workspace_lib.iter_runner import IterBasedRunner
 from workspace_lib.log_writers import TextLoggerHook
 from workspace_lib.loops import EvalHook
-from workspace_lib.optim import lr_schedule
+from workspace_lib.schedules import lr_schedule
 
 
 def make_runner(max_iters, seed=0, **kwargs):

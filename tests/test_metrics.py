@@ -9,6 +9,7 @@ import torch
 
 from workspace_lib import metrics
 from workspace_lib.metrics import METRICS, SingleLabelCounts, accuracy, evaluate
+from workspace_lib.tools import evaluation
 
 S = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4], [0.2, 0.5, 0.3]], dtype=np.float32)
 GT = np.array([0, 2, 2, 1])
@@ -77,7 +78,7 @@ def test_accuracy_equals_mmclassification(topk, thrs):
 @pytest.mark.parametrize('name', ['precision', 'recall', 'f1_score', 'support', 'calculate_confusion_matrix'])
 def test_functions_equal_mmclassification(name):
     reference = getattr(pytest.importorskip('mmcls.core.evaluation'), name)
-    ours = getattr(metrics, name)
+    ours = getattr(evaluation, name)
     for seed in range(40):
         scores, labels = random_case(seed)
         for mode in [] if name == 'calculate_confusion_matrix' else ['macro', 'none']:
@@ -142,11 +143,11 @@ def test_nan_label_score_is_wrong_and_nan_elsewhere_ranks_first():
 
 def test_nan_top_score_still_predicts_its_class():
     scores = np.array([[float('nan'), 0.9]])
-    assert metrics.recall(scores, np.array([0]), 'none').tolist() == [100, 0]
+    assert evaluation.recall(scores, np.array([0]), 'none').tolist() == [100, 0]
 
 
 def test_confusion_matrix_rows_are_labels():
-    assert metrics.calculate_confusion_matrix(S, GT).tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+    assert evaluation.calculate_confusion_matrix(S, GT).tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
 
 
 @pytest.mark.parametrize('bounds', [(7,), (1, 2, 30), (0, 16, 16)])

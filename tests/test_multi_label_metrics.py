@@ -9,14 +9,9 @@ import pytest
 import torch
 
 from workspace_lib import metrics as single
-from workspace_lib.multi_label_metrics import (
-    METRICS,
-    MultiLabelCounts,
-    average_performance,
-    average_precision,
-    evaluate,
-    mAP,
-)
+from workspace_lib.multi_label_metrics import METRICS, MultiLabelCounts, evaluate
+from workspace_lib.tools import evaluation
+from workspace_lib.tools.evaluation import average_performance, average_precision, mAP
 
 EPS = np.finfo(np.float32).eps
 S = np.array([[.9, .8, .3, .2], [.1, .2, .2, .1], [.7, .5, .9, .3], [.8, .1, .1, .2], [.8, .1, .1, .2]])
@@ -208,6 +203,6 @@ def test_single_label_equal_to_mmclassification_on_1000_cases_each(recwarn):
         k = int(rng.integers(1, c + 1))
         assert single.accuracy(scores, labels, k, thr).item() == reference(scores, labels, k, thr).item()
         expected = theirs.precision_recall_f1(scores, labels, mode, thr)
-        for got, value in zip(single.precision_recall_f1(scores, labels, mode, thr), expected, strict=True):
+        for got, value in zip(evaluation.precision_recall_f1(scores, labels, mode, thr), expected, strict=True):
             np.testing.assert_array_equal(got, value)
-        np.testing.assert_array_equal(single.support(scores, labels, mode), theirs.support(scores, labels, mode))
+        np.testing.assert_array_equal(evaluation.support(scores, labels, mode), theirs.support(scores, labels, mode))

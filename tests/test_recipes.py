@@ -8,9 +8,10 @@ import pytest
 
 from workspace_lib import datasets  # noqa: F401  (registers them)
 from workspace_lib.models import build_classifier
-from workspace_lib.optim import build_optimizer, lr_schedule
+from workspace_lib.optim import build_optimizer
 from workspace_lib.recipes import CONFIGS, load_config
 from workspace_lib.registry import DATASETS
+from workspace_lib.schedules import lr_schedule
 
 RECIPES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
                  if '_base_' not in path.parts)

@@ -11,10 +11,16 @@ import pytest
 import workspace_lib
 from workspace_lib.config import Config
 from workspace_lib.hooks import MomentumUpdaterHook
-from workspace_lib.schedules import POLICIES, lr_schedule, momentum_schedule, sample_schedule
+from workspace_lib.schedules import POLICIES, lr_schedule, momentum_schedule
 
 BASE = Path(workspace_lib.__file__).parent / 'configs' / '_base_'
 BASE_LRS = (0.1, 0.064)
+
+
+def sample_schedule(lr_config: dict, base_lr: float, epochs: int, iters_per_epoch: int) -> np.ndarray:
+    """The learning rate of each iteration of a run, float64 (epochs * iters_per_epoch,)."""
+    schedule = lr_schedule(lr_config, epochs, iters_per_epoch)
+    return np.array([schedule(base_lr, i) for i in range(epochs * iters_per_epoch)])
 
 
 def mmcv_rates(lr_config: dict, epochs: int, iters_per_epoch: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from workspace_lib.log_writers import TensorboardLoggerHook
 from workspace_lib.loops import EvalHook
 from workspace_lib.runner import EpochBasedRunner
 from workspace_lib.tools.cli import main
-from workspace_lib.tools.eval_pictures import evaluation_pictures
+from workspace_lib.tools.eval_pictures import evaluation_pictures, show_evaluations
 
 events = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
 MEAN, STD = [10., 20., 30.], [2., 3., 4.]
@@ -79,10 +79,11 @@ def run(tmp_path, loader=None, dataset=None, meta=None, pictures=evaluation_pict
     model = model or Mean()
     runner = EpochBasedRunner(model, torch.optim.SGD(model.parameters(), lr=0.1), work_dir=tmp_path, meta=meta,
                               max_epochs=epochs, logger=logging.getLogger('workspace_lib.test_board'))
-    hook = TensorboardLoggerHook(interval=1)
-    hook.pictures = pictures
-    for one in (OptimizerHook(), hook, *([EvalHook(OneBatch(dataset))] if dataset else [])):
+    evaluation = [EvalHook(OneBatch(dataset))] if dataset else []
+    for one in (OptimizerHook(), TensorboardLoggerHook(interval=1), *evaluation):
         runner.register_hook(one)
+    if pictures:
+        show_evaluations(runner, pictures)
     runner.run([loader or Batches()], [('train', 1)])
     return read(tmp_path / 'tf_logs')
 

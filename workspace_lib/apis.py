@@ -13,30 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import log_hooks
+from . import iter_runner, log_writers, size_hook, weight_hooks  # noqa: F401  (they register what they define)
 from .checkpoint import load_checkpoint, read_checkpoint
 from .checks import check_ranks, check_sync_batchnorm
 from .config import Config, where
 from .datasets import ImageNet, Pipeline, build_dataloader, build_dataset
-from .device import Precision, compile_model, describe_device, is_fast, select_device
+from .device import Precision, compile_model, is_fast, select_device
 from .dist import get_dist_info
 from .faults import CheckInvalidLossHook, StopSignalHook
 from .hooks import IterTimerHook, LrUpdaterHook, MomentumUpdaterHook, OptimizerHook
-from .iter_runner import IterBasedRunner as IterBasedRunner
 from .loader_watch import LoaderWatchHook
-from .log_writers import TextLoggerHook as TextLoggerHook
-from .loops import EvalHook
-from .loops import multi_gpu_test as multi_gpu_test
-from .loops import single_gpu_test as single_gpu_test
+from .log_hooks import ProgressBarHook
+from .loops import EvalHook, multi_gpu_test, single_gpu_test  # noqa: F401  (also for those who import from here)
 from .models import build_classifier
-from .optim import build_optimizer, lr_schedule, momentum_schedule
-from .randomness import init_random_seed as init_random_seed
-from .randomness import set_random_seed as set_random_seed
-from .recipes import load_config as load_config
+from .optim import build_optimizer
+from .randomness import init_random_seed, set_random_seed  # noqa: F401
+from .recipes import load_config
 from .registry import DATASETS, HOOKS, RUNNERS
 from .runner import EpochBasedRunner
-from .size_hook import ProgressiveSizeHook as ProgressiveSizeHook
-from .weight_hooks import EMAHook as EMAHook
+from .schedules import lr_schedule, momentum_schedule
 
 #: Keys of ``data`` that are not arguments of ``build_dataloader``.
 _DATA_SECTIONS = ('train', 'val', 'test', 'train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -217,7 +212,7 @@ def build_training(model: Any, dataset: Any, cfg: Config, validate: bool = False
     elif cfg.get('load_from'):
         runner.load_checkpoint(cfg.load_from)
     runner.check_workflow(loaders, workflow_of(cfg))
-    check_ranks(runner, _of_training(loaders, cfg))
+    check_ranks(runner, training_loader(loaders, cfg))
     return runner, loaders
 
 
@@ -239,6 +234,9 @@ def _deal(runner: EpochBasedRunner, cfg: Config, samples: int, whole: int) -> No
     window = next((hook.cumulative_iters for hook in runner.hooks if isinstance(hook, OptimizerHook)), 1)
     runner.parts = -(-samples // at_once)
     runner.meta.update(world_size=runner.world_size, samples_per_gpu=at_once, batch_size=whole, cumulative_iters=window)
+    if runner.world_size * samples != whole:
+        runner.logger.warning('%d processes cannot share the batch of %d that this run was begun with: it goes on with '
+                              '%d', runner.world_size, whole, runner.world_size * samples)
     if runner.world_size > 1:
         runner.share_gradients(**{name: bool(cfg.get(name)) for name in (
             'find_unused_parameters', 'static_graph', 'gradient_as_bucket_view')})
@@ -246,12 +244,12 @@ def _deal(runner: EpochBasedRunner, cfg: Config, samples: int, whole: int) -> No
 
 def run_training(runner: EpochBasedRunner, loaders: list[Any], cfg: Config) -> EpochBasedRunner:
     """Train to the last epoch."""
-    _say_start(runner, _of_training(loaders, cfg), cfg)
     runner.run(loaders, workflow_of(cfg))
     return runner
 
 
-def _of_training(loaders: list[Any], cfg: Config) -> Any:
+def training_loader(loaders: list[Any], cfg: Config) -> Any:
+    """That of the workflow's first stage of training."""
     return next(loader for (mode, _), loader in zip(workflow_of(cfg), loaders, strict=True) if mode == 'train')
 
 
@@ -285,15 +283,13 @@ def _register_hooks(runner: EpochBasedRunner, cfg: Config, iters_per_epoch: int)
         runner.register_hook(LrUpdaterHook(lr_schedule(cfg.lr_config, *length)))
     if cfg.get('momentum_config'):
         runner.register_hook(MomentumUpdaterHook(momentum_schedule(cfg.momentum_config, *length)))
-    optimizer_config = cfg.get('optimizer_config') or {}
-    runner.register_hook(HOOKS.build(optimizer_config, default_args=dict(type='OptimizerHook'))
-                         if optimizer_config else OptimizerHook())
+    runner.register_hook(HOOKS.build(cfg.get('optimizer_config') or {}, default_args=dict(type='OptimizerHook')))
     if cfg.get('checkpoint_config'):
         runner.register_hook(HOOKS.build(cfg.checkpoint_config, default_args=dict(
             type='CheckpointHook', by_epoch=runner.by_epoch)))
     runner.register_hook(IterTimerHook())
     runner.register_hook(LoaderWatchHook())
-    runner.register_hook(log_hooks.ProgressBarHook())
+    runner.register_hook(ProgressBarHook())
     custom = cfg.get('custom_hooks') or []
     if not isinstance(custom, list | tuple):
         raise TypeError(f'custom_hooks is a list of dicts, but got {custom!r} ({where(cfg, "custom_hooks")})')
@@ -347,22 +343,3 @@ def check_class_count(model: Any, dataset: Any, cfg: Config) -> None:
     if 0 < outputs != classes:
         raise ValueError(f'the {part} has num_classes={outputs} ({where(cfg.model.get(part), "num_classes")}), but '
                          f'{type(dataset).__name__} has {classes} classes; set model.{part}.num_classes={classes}')
-
-
-def _say_start(runner: EpochBasedRunner, loader: Any, cfg: Config) -> None:
-    if cfg.get('resume_from') or cfg.get('load_from'):
-        runner.logger.info('%s, from epoch %d, iteration %d on', cfg.get('resume_from') or cfg.get('load_from'),
-                           runner.epoch + 1, runner.iter + 1)
-    ranks, samples, window = runner.world_size, loader.batch_size, runner.meta['cumulative_iters']
-    runner.logger.info('batch: %d process%s x %d samples%s x %d iterations = %d images an optimizer step', ranks,
-                       'es' * (ranks > 1), samples, f' in {runner.parts} parts' * (runner.parts > 1), window,
-                       ranks * samples * window)
-    if ranks * samples != (whole := runner.meta['batch_size']):
-        runner.logger.warning('%d processes cannot share the batch of %d that this run was begun with: it goes on with '
-                              '%d', ranks, whole, ranks * samples)
-    parameters = sum(p.numel() for p in runner.model.parameters())
-    _, end, unit = runner.progress()
-    runner.logger.info('%s on %s, %s: %s images, %d iterations an epoch, %d %s; %s parameters; folder %s',
-                       type(runner.model).__name__, describe_device(runner.precision.device),
-                       str(runner.precision.dtype).removeprefix('torch.'), f'{len(loader.dataset):,}', len(loader),
-                       end, unit, f'{parameters:,}', runner.work_dir)

@@ -45,45 +45,33 @@ class Hook:
     def before_train_epoch(self, runner: EpochBasedRunner) -> None:
         self.before_epoch(runner)
 
-    def before_val_epoch(self, runner: EpochBasedRunner) -> None:
-        self.before_epoch(runner)
-
     def after_train_epoch(self, runner: EpochBasedRunner) -> None:
-        self.after_epoch(runner)
-
-    def after_val_epoch(self, runner: EpochBasedRunner) -> None:
         self.after_epoch(runner)
 
     def before_train_iter(self, runner: EpochBasedRunner) -> None:
         self.before_iter(runner)
 
-    def before_val_iter(self, runner: EpochBasedRunner) -> None:
-        self.before_iter(runner)
-
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
         self.after_iter(runner)
 
-    def after_val_iter(self, runner: EpochBasedRunner) -> None:
-        self.after_iter(runner)
+    before_val_epoch = before_train_epoch
+    after_val_epoch = after_train_epoch
+    before_val_iter = before_train_iter
+    after_val_iter = after_train_iter
 
-    @staticmethod
-    def every_n_epochs(runner: EpochBasedRunner, n: int) -> bool:
+    def every_n_epochs(self, runner: EpochBasedRunner, n: int) -> bool:
         return n > 0 and (runner.epoch + 1) % n == 0
 
-    @staticmethod
-    def every_n_iters(runner: EpochBasedRunner, n: int) -> bool:
+    def every_n_iters(self, runner: EpochBasedRunner, n: int) -> bool:
         return n > 0 and (runner.iter + 1) % n == 0
 
-    @staticmethod
-    def end_of_epoch(runner: EpochBasedRunner) -> bool:
+    def end_of_epoch(self, runner: EpochBasedRunner) -> bool:
         return runner.inner_iter + 1 == len(runner.data_loader)
 
-    @staticmethod
-    def is_last_epoch(runner: EpochBasedRunner) -> bool:
+    def is_last_epoch(self, runner: EpochBasedRunner) -> bool:
         return runner.epoch + 1 == runner.max_epochs
 
-    @staticmethod
-    def is_last_iter(runner: EpochBasedRunner) -> bool:
+    def is_last_iter(self, runner: EpochBasedRunner) -> bool:
         return runner.iter + 1 == runner.max_iters
 
 
@@ -92,7 +80,7 @@ class LrUpdaterHook(Hook):
     """Sets the learning rate of every parameter group before each step, from a schedule that is a pure function.
 
     Args:
-        schedule: ``f(base_lr, iter) -> lr``, see ``workspace_lib.optim.lr_schedule``.
+        schedule: ``f(base_lr, iter) -> lr``, see ``workspace_lib.schedules.lr_schedule``.
     """
 
     priority = 'VERY_HIGH'
@@ -114,7 +102,7 @@ class MomentumUpdaterHook(Hook):
     """Sets the momentum of every parameter group, or the first of its `betas`, before each step.
 
     Args:
-        schedule: ``f(base_momentum, iter) -> momentum``, see ``workspace_lib.optim.momentum_schedule``.
+        schedule: ``f(base_momentum, iter) -> momentum``, see ``workspace_lib.schedules.momentum_schedule``.
     """
 
     priority = 'HIGH'
@@ -209,10 +197,9 @@ class OptimizerHook(Hook):
         return self.cumulative_iters if runner.iter < full else runner.max_iters - full
 
     def _clip(self, runner: EpochBasedRunner) -> None:
-        params = [p for group in runner.optimizer.param_groups for p in group['params'] if p.grad is not None]
-        if params:
-            norm = torch.nn.utils.clip_grad_norm_(params, **(self.grad_clip or {}))
-            runner.log_buffer.update({'grad_norm': norm.detach()}, runner.outputs['num_samples'])
+        params = [p for group in runner.optimizer.param_groups for p in group['params']]
+        norm = torch.nn.utils.clip_grad_norm_(params, **(self.grad_clip or {}))
+        runner.log_buffer.update({'grad_norm': norm.detach()}, runner.outputs['num_samples'])
 
 
 # mmcv's names for the same work: how numbers are represented is the runner's `precision`, not another hook's.
@@ -270,7 +257,10 @@ class CheckpointHook(Hook):
             runner.logger.error('%s; so the older ones are kept', damage)
             return
         while 0 < self.max_keep_ckpts < len(self.saved):
-            runner.remove_checkpoint(self.saved.pop(0))
+            oldest = Path(self.saved.pop(0))
+            links = [link.resolve() for link in oldest.parent.glob('*.pth') if link.is_symlink()]
+            if oldest.resolve() not in links:  # `latest.pth`, `best.pth`
+                oldest.unlink(missing_ok=True)
 
 
 @HOOKS.register_module()

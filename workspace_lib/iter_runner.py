@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ class IterBasedRunner(EpochBasedRunner):
                 if mode == 'train':
                     self._train_for(min(count, self.max_iters - self.iter), stream)
                 else:
-                    self._validate_for(count, stream)
+                    self._validate(islice(stream, count))
+                    self.log_buffer.clear()
         self.data_loader = train_loader
         self.call_hook('after_epoch')
 
@@ -67,17 +69,6 @@ class IterBasedRunner(EpochBasedRunner):
             self.epoch = self.iter // self.iters_per_epoch
             self._iterate('train', next(stream))
             self.iter += 1
-
-    @torch.no_grad()
-    def _validate_for(self, count: int, stream: Iterator[Any]) -> None:
-        self.model.eval()
-        with self.shown_weights():
-            self.log_buffer.clear()
-            self.call_hook('before_val_epoch')
-            for self.inner_iter in range(count):
-                self._iterate('val', next(stream))
-            self.call_hook('after_val_epoch')
-            self.log_buffer.clear()
 
 
 def _endless(loader: Any, done: int) -> Iterator[Any]:

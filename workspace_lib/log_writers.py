@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,13 +60,10 @@ def _listed(value: Any) -> Any:
 
 @HOOKS.register_module()
 class TensorboardLoggerHook(LoggerHook):
-    """For TensorBoard, in ``<work_dir>/tf_logs``: scalars by global iteration, the first batch, the config, pictures.
+    """For TensorBoard, in ``<work_dir>/tf_logs``: scalars by global iteration, the first batch, the config.
 
-    ``pictures(dataset, results)`` draws an evaluation: uint8 RGB (H, W, 3) by name. ``workspace train`` sets it to
-    ``tools.eval_pictures.evaluation_pictures``: confusion matrix and worst mistakes.
+    ``workspace train`` adds pictures of each evaluation, see ``tools.eval_pictures``.
     """
-
-    pictures: Callable[[Any, Any], dict[str, Any]] | None = None
 
     def before_run(self, runner: EpochBasedRunner) -> None:
         super().before_run(runner)
@@ -80,11 +76,11 @@ class TensorboardLoggerHook(LoggerHook):
             raise ImportError('TensorboardLoggerHook needs the package tensorboard: pip install tensorboard, '
                               'or drop it from log_config.hooks') from error
         self.writer = SummaryWriter(str(runner.work_dir / 'tf_logs'))
-        runner.cleanup.callback(self._put, runner, 'close')  # also after an error, or a signal
+        runner.cleanup.callback(self.put, runner, 'close')  # also after an error, or a signal
         if 'config' in runner.meta:
-            self._put(runner, 'add_text', 'config', f'```python\n{runner.meta["config"]}\n```')
+            self.put(runner, 'add_text', 'config', f'```python\n{runner.meta["config"]}\n```')
 
-    def _put(self, runner: EpochBasedRunner, method: str, *args: Any, **kwargs: Any) -> None:
+    def put(self, runner: EpochBasedRunner, method: str, *args: Any, **kwargs: Any) -> None:
         """A call of the writer, whose thread may have met a full disk: that costs the record, and not the run."""
         if self.writer is None:
             return
@@ -98,24 +94,14 @@ class TensorboardLoggerHook(LoggerHook):
         if runner.iter == self.first_iter:
             img = runner.data_batch.get('img')
             if isinstance(img, torch.Tensor) and img.ndim == 4 and img.shape[1] in (1, 3):
-                self._put(runner, 'add_images', 'train/first batch', _in_colour(img[:16], runner.data_loader),
+                self.put(runner, 'add_images', 'train/first batch', _in_colour(img[:16], runner.data_loader),
                           runner._done)
         super().after_train_iter(runner)
-
-    def draw(self, runner: EpochBasedRunner, dataset: Any, results: Any) -> None:
-        """Write `pictures` of an evaluation; one that fails must not end a training."""
-        if self.writer is None or self.pictures is None:
-            return
-        try:
-            for name, picture in self.pictures(dataset, results).items():
-                self._put(runner, 'add_image', f'val/{name}', picture, runner._done, dataformats='HWC')
-        except Exception as error:
-            runner.logger.warning('TensorBoard lacks pictures of this evaluation: %s: %s', type(error).__name__, error)
 
     def write(self, runner: EpochBasedRunner, entry: dict[str, Any]) -> None:
         for key, value in entry.items():
             if key not in ('mode', 'epoch', 'iter') and isinstance(value, int | float):
-                self._put(runner, 'add_scalar', f'{entry["mode"]}/{key}', value, runner._done)
+                self.put(runner, 'add_scalar', f'{entry["mode"]}/{key}', value, runner._done)
 
 
 def _in_colour(img: torch.Tensor, loader: Any) -> torch.Tensor:

@@ -116,62 +116,6 @@ def accuracy(pred: Array, target: Array, topk: int | Sequence[int] = 1, thrs: Th
     return rows[0] if one_k else rows
 
 
-def precision_recall_f1(pred: Array, target: Array, average_mode: str = 'macro',
-                        thrs: Thresholds = 0.) -> tuple[Any, Any, Any]:
-    """Precision, recall and F1 of the top-1 predictions, in percent.
-
-    A prediction whose score is <= thr is none. Per class P = TP / predicted, R = TP / labelled and
-    F1 = 2PR / (P + R), each 0 where its denominator is.
-
-    Args:
-        average_mode: 'macro', the unweighted mean over all C classes (of F1 too; absent ones 0), or 'none'.
-
-    Returns:
-        three times a float ('macro') or float64 array (C,) ('none'); a list of those if thrs is a sequence.
-
-    Raises:
-        ValueError: no samples, a label outside 0..C-1, or another average_mode.
-    """
-    thresholds, one_thr = _several(thrs, 'thrs')
-    counts = _count(*_pair(pred, target), thrs=thresholds)
-    precisions, recalls, f1s = ([_average(row, average_mode) for row in per_class]
-                                for per_class in counts.precision_recall_f1())
-    return (precisions[0], recalls[0], f1s[0]) if one_thr else (precisions, recalls, f1s)
-
-
-def precision(pred: Array, target: Array, average_mode: str = 'macro', thrs: Thresholds = 0.) -> Any:
-    """The first of `precision_recall_f1`."""
-    return precision_recall_f1(pred, target, average_mode, thrs)[0]
-
-
-def recall(pred: Array, target: Array, average_mode: str = 'macro', thrs: Thresholds = 0.) -> Any:
-    """The second of `precision_recall_f1`."""
-    return precision_recall_f1(pred, target, average_mode, thrs)[1]
-
-
-def f1_score(pred: Array, target: Array, average_mode: str = 'macro', thrs: Thresholds = 0.) -> Any:
-    """The third of `precision_recall_f1`."""
-    return precision_recall_f1(pred, target, average_mode, thrs)[2]
-
-
-def support(pred: Array, target: Array, average_mode: str = 'macro') -> Value:
-    """Samples per class, int64 (C,) ('none'), or of all classes together, float ('macro': a sum, no mean)."""
-    return _average(_count(*_pair(pred, target)).labelled, average_mode, Tensor.sum)
-
-
-def calculate_confusion_matrix(pred: Array, target: Array) -> Tensor:
-    """int64 (C, C), rows the labels, columns the top-1 predictions. Matrices of two batches add.
-
-    Raises:
-        ValueError: no samples, or a label outside 0..C-1.
-    """
-    scores, labels = _pair(pred, target)
-    class_count = scores.shape[1]
-    _check_labels(labels, class_count)
-    cells = labels * class_count + scores.argmax(1)
-    return torch.bincount(cells, minlength=class_count ** 2).view(class_count, class_count)
-
-
 def evaluate(results: Any, gt_labels: Any, metric: str | Iterable[str] = 'accuracy',
              metric_options: Mapping[str, Any] | None = None, class_count: int | None = None) -> dict[str, Value]:
     """All metrics of a data set, as `dataset.evaluate` gives them.

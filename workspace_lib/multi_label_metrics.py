@@ -16,7 +16,7 @@ from .config.merge import near_names
 from .metrics import METRICS as SINGLE_LABEL_METRICS
 from .metrics import MULTI_LABEL_METRICS as METRICS
 from .metrics import OPTIONS as SINGLE_LABEL_OPTIONS
-from .metrics import Array, Counts, applicable
+from .metrics import Counts, applicable
 
 OPTIONS = ('thr', 'k')
 DEFAULT_THR = 0.5
@@ -64,37 +64,6 @@ class MultiLabelCounts(Counts):
         return dict(zip(METRICS[1:], map(float, values), strict=True))
 
 
-def average_precision(pred: Array, target: Array) -> float:
-    """Of one class, 0..1: the mean over its positives of the precision down to each, best score first.
-
-    Args:
-        pred: scores (N,); equal ones stay in the order of the data, NaN comes last.
-        target: 1, 0, or -1 for difficult samples, which are left out. Without positives the result is 0.
-    """
-    scores, labels = _pair(np.asarray(pred)[:, None], np.asarray(target)[:, None])
-    return float(_average_precisions(scores, labels)[0])
-
-
-def mAP(pred: Array, target: Array) -> float:  # noqa: N802 (its name in mmclassification)
-    """Mean over all C classes of `average_precision`, in percent; pred and target (N, C).
-
-    Raises:
-        ValueError: no samples, different shapes, or a label other than 1, 0 and -1.
-    """
-    return float(_average_precisions(*_pair(pred, target)).mean() * 100.)
-
-
-def average_performance(pred: Array, target: Array, thr: float | None = None,
-                        k: int | None = None) -> tuple[float, ...]:
-    """(CP, CR, CF1, OP, OR, OF1) in percent; see `MultiLabelCounts` for `thr`, `k` and labels of -1.
-
-    With neither, thr is 0.5; with both, k is ignored; either is said in the log. Raises as `mAP`.
-    """
-    if thr is None and k is None:
-        _log.warning('neither thr nor k is given: thr=%s', DEFAULT_THR)
-    return tuple(_count(*_pair(pred, target), thr, k).performance().values())
-
-
 def evaluate(results: Any, gt_labels: Any, metric: str | Iterable[str] = 'mAP',
              metric_options: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Several metrics of a data set, as `dataset.evaluate` gives them.
@@ -108,7 +77,8 @@ def evaluate(results: Any, gt_labels: Any, metric: str | Iterable[str] = 'mAP',
         Those asked for, in the order of `METRICS`, in percent.
 
     Raises:
-        ValueError: an unknown metric, or none that applies; and as `mAP`.
+        ValueError: an unknown metric, or none that applies; no samples, different shapes, or a label other than 1, 0
+            and -1.
         TypeError: an unknown option.
     """
     wanted = applicable(metric, METRICS, SINGLE_LABEL_METRICS, 'a data set with one label a sample')

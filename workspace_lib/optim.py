@@ -19,9 +19,6 @@ from .config import place
 from .lamb import Lamb as Lamb
 from .registry import OPTIMIZER_BUILDERS, OPTIMIZERS
 from .schedules import hint
-from .schedules import lr_schedule as lr_schedule
-from .schedules import momentum_schedule as momentum_schedule
-from .schedules import sample_schedule as sample_schedule
 
 _log = logging.getLogger(__name__)
 _FUSED = ('SGD', 'Adam', 'AdamW')  # what torch computes in one kernel for all parameters, loss scaling included

@@ -41,13 +41,6 @@ def _acts(hook: Hook, point: str) -> bool:
     return any(getattr(getattr(hook, name), '__func__', None) is not getattr(Hook, name) for name in points)
 
 
-def _without(section: dict, key: str) -> dict:
-    """A copy that still knows where in the config it stands."""
-    rest = copy.copy(section)
-    rest.pop(key, None)
-    return rest
-
-
 def batches_from(loader: Any, first: int) -> Iterator[Any]:
     """A pass over the loader from its `first` batch on; where it cannot begin there, what comes earlier is dropped."""
     if first and hasattr(loader, 'start_at'):
@@ -142,8 +135,9 @@ class EpochBasedRunner:
     def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
         """Insert a hook behind those of the same priority (a name or a number; else the hook's own)."""
         if isinstance(hook, dict):
-            priority = hook.get('priority', priority)
-            hook = cast(Hook, HOOKS.build(_without(hook, 'priority')))
+            section = copy.copy(hook)  # which still knows where in the config it stands
+            priority = section.pop('priority', priority)
+            hook = cast(Hook, HOOKS.build(section))
         # A hook of mmcv's own has no priority.
         rank = _rank(hook, getattr(hook, 'priority', 'NORMAL') if priority is None else priority)
         position = sum(other <= rank for other in self._ranks)
@@ -217,7 +211,9 @@ class EpochBasedRunner:
     def train(self, data_loader: Any) -> None:
         """One epoch of training."""
         self.model.train()
-        self._begin('train', data_loader)
+        self._enter('train', data_loader)
+        self.log_buffer.clear()
+        self.call_hook('before_train_epoch')
         first, self._first = self._first, 0
         self.inner_iter = first - 1
         for self.inner_iter, batch in enumerate(batches_from(data_loader, first), first):
@@ -227,22 +223,25 @@ class EpochBasedRunner:
         self.call_hook('after_train_epoch')
         self.epoch += 1
 
-    @torch.no_grad()
     def val(self, data_loader: Any) -> None:
         """One epoch of the same step without gradients: its losses are logged."""
-        self.model.eval()
-        with self.shown_weights():
-            self._begin('val', data_loader)
-            for self.inner_iter, batch in enumerate(data_loader):
-                self._iterate('val', batch)
-            self.call_hook('after_val_epoch')
+        self._enter('val', data_loader)
+        self._validate(data_loader)
 
-    def _begin(self, mode: str, data_loader: Any) -> None:
+    def _enter(self, mode: str, data_loader: Any) -> None:
         self.mode, self.data_loader = mode, data_loader
         if hasattr(data_loader, 'set_epoch'):
             data_loader.set_epoch(self.epoch)
-        self.log_buffer.clear()
-        self.call_hook(f'before_{mode}_epoch')
+
+    @torch.no_grad()
+    def _validate(self, batches: Iterable[Any]) -> None:
+        self.model.eval()
+        with self.shown_weights():
+            self.log_buffer.clear()
+            self.call_hook('before_val_epoch')
+            for self.inner_iter, batch in enumerate(batches):
+                self._iterate('val', batch)
+            self.call_hook('after_val_epoch')
 
     def _iterate(self, mode: str, batch: Any) -> None:
         self.data_batch = batch
@@ -378,30 +377,22 @@ class EpochBasedRunner:
             if hasattr(hook, 'draw') and results is not None:
                 hook.draw(self, dataset, results)
 
-    def remove_checkpoint(self, path: str) -> None:
-        """Delete one, unless a link of the run points at it or it is gone already."""
-        file = Path(path)
-        links = [link.resolve() for link in file.parent.glob('*.pth') if link.is_symlink()]
-        if file.resolve() not in links:
-            file.unlink(missing_ok=True)
-
-    def load_checkpoint(self, filename: str, map_location: str = 'cpu', strict: bool = False) -> dict:
+    def load_checkpoint(self, filename: str) -> dict:
         """Weights only: where a training starts from."""
         self.logger.info('weights from %s', filename)
-        return ckpt.load_checkpoint(self.model, filename, map_location, strict)
+        return ckpt.load_checkpoint(self.model, filename)
 
-    def resume(self, filename: str, resume_optimizer: bool = True, map_location: str = 'cpu') -> None:
+    def resume(self, filename: str) -> None:
         """Weights, optimizer, loss scale, averages, random state, epoch and iteration: the run goes on where it was.
 
         Other processes than those that saved it, or another number of iterations an epoch, are said in the log.
         """
-        state = ckpt.load_checkpoint(self.model, filename, map_location, strict=True)
+        state = ckpt.load_checkpoint(self.model, filename, strict=True)
         meta = state.get('meta') or {}
-        if 'epoch' not in meta or (resume_optimizer and 'optimizer' not in state):
+        if 'epoch' not in meta or 'optimizer' not in state:
             raise ValueError(f'{filename} holds weights, but no optimizer and epoch to resume from; '
                              'use --load-from to start a new run with its weights')
-        if resume_optimizer:
-            self.optimizer.load_state_dict(state['optimizer'])
+        self.optimizer.load_state_dict(state['optimizer'])
         if 'scaler' in state:
             self.precision.scaler.load_state_dict(state['scaler'])
         weights = ckpt.weights_of(state)

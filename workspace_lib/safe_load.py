@@ -40,21 +40,15 @@ class Inert:
         self.state = state
 
 
-class _InertDict:
-    """In place of another library's dict: the unpickler fills only the standard ones."""
-
-    def __new__(cls, *args: Any) -> Any:
-        return OrderedDict()
-
-
 def allowed_globals() -> list[Any]:
     """What files of mmcv 1.x hold beside tensors: numpy scalars and arrays, and mmcv's Config."""
     scalar, array = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
     moved = [(f, f'numpy.{core}.multiarray.{f.__name__}') for f in (scalar, array)  # type: ignore[union-attr]
              for core in ('core', '_core')]
     dtypes = [type(np.dtype(code)) for code in '?bhilqpBHILQPefdgFDGSUMm']
-    stubs = [(Inert, 'mmcv.utils.config.Config'), (_InertDict, 'mmcv.utils.config.ConfigDict'),
-             (_InertDict, 'addict.addict.Dict')]
+    # In place of another library's dict a standard one: the unpickler fills no other.
+    stubs = [(Inert, 'mmcv.utils.config.Config'), (OrderedDict, 'mmcv.utils.config.ConfigDict'),
+             (OrderedDict, 'addict.addict.Dict')]
     return [np.ndarray, np.dtype, *dtypes, *moved, *stubs]
 
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-import numpy as np
-
 from .config import place
 from .policies import BY_ITERATION, MOMENTUM_POLICIES, Policy
 from .policies import POLICIES as POLICIES
@@ -66,13 +64,6 @@ def _regular_and_warmup(section: str, cfg: Mapping[str, Any], max_epochs: int | 
     epochs = max_epochs if max_epochs is not None else math.ceil((max_iters or 0) / iters_per_epoch)
     total = epochs if by_epoch else max_iters or epochs * iters_per_epoch
     return lambda base, iter: policy(base, iter // iters_per_epoch if by_epoch else iter, total), warm
-
-
-def sample_schedule(lr_config: Mapping[str, Any], base_lr: float, epochs: int,
-                    iters_per_epoch: int) -> np.ndarray:
-    """The learning rate of each iteration of a run, float64 (epochs * iters_per_epoch,)."""
-    schedule = lr_schedule(lr_config, epochs, iters_per_epoch)
-    return np.array([schedule(base_lr, i) for i in range(epochs * iters_per_epoch)], dtype=np.float64)
 
 
 WARMUP_KEYS = ('warmup', 'warmup_iters', 'warmup_ratio', 'warmup_by_epoch')

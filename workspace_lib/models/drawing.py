@@ -55,12 +55,11 @@ def _write_on(rgb: np.ndarray, lines: list[str], color: Any, font_size: float, r
     height, width = rgb.shape[:2]
     # A hair more than the image, lest rounding to inches and back lose a row of pixels.
     figure = Figure(figsize=((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI, frameon=False)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis('off')
-    axes.imshow(rgb, aspect='auto')
+    figure.figimage(rgb)
     for row, text in enumerate(lines):
-        axes.text(3, row_width // 2 + row * row_width, text, color=color, fontsize=font_size, family='monospace',
-                  va='top', bbox=dict(facecolor='black', alpha=0.7, pad=0.2, edgecolor='none', boxstyle='round'))
+        figure.text(3, height - row_width // 2 - row * row_width, text, transform=None, color=color, va='top',
+                    fontsize=font_size, family='monospace',
+                    bbox=dict(facecolor='black', alpha=0.7, pad=0.2, edgecolor='none', boxstyle='round'))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -106,7 +106,7 @@ class Analysis:
 
 def precision_table(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Table:
     """For images with several labels: of each class how many images have it, and its average precision. Worst first."""
-    from ..multi_label_metrics import average_precision
+    from .evaluation import average_precision
     rows = [(str(name), int((labels[:, i] == 1).sum()), 100 * average_precision(scores[:, i], labels[:, i]))
             for i, name in enumerate(classes)]
     return Table(('class', 'images with it', 'AP (%)'), sorted(rows, key=lambda row: row[2]))

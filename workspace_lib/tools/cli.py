@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         args.words = list(sys.argv[1:] if argv is None else argv)
         if args.logs:
-            from ..log_hooks import get_root_logger
+            from .logs import get_root_logger
             get_root_logger()
         return args.run(args) or 0
     except KeyboardInterrupt:

@@ -27,6 +27,7 @@ from ..apis import (
     run_training,
     set_random_seed,
     single_gpu_test,
+    training_loader,
     try_metrics,
     workflow_of,
 )
@@ -34,9 +35,8 @@ from ..checkpoint import read_checkpoint, write_atomically
 from ..config import Config, where
 from ..datasets import MultiLabelDataset, build_dataset
 from ..datasets.wrappers import leaves
-from ..device import Precision
+from ..device import Precision, describe_device
 from ..dist import from_main, get_dist_info, is_main
-from ..log_hooks import get_root_logger
 from ..models import build_classifier
 from ..recipes import load_config
 from ..resume import damage_of
@@ -46,6 +46,7 @@ from .arguments import checked_output
 from .eval_pictures import show_evaluations
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
 from .live import LivePlotHook as LivePlotHook
+from .logs import get_root_logger
 from .processes import alone_in
 from .recovery import memory_explained, newest
 from .versions import collect_run, collect_versions, earlier_parts, uncommitted_changes
@@ -115,6 +116,7 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
             _start_folder(cfg, name, runner.timestamp, given)
         launch.scale_lr(runner, cfg)
         with memory_explained(runner):
+            _say_start(runner, training_loader(loaders, cfg), cfg)
             run_training(runner, loaders, cfg)
         several_labels = isinstance(leaves(datasets[0])[0], MultiLabelDataset)
         metrics = (cfg.get('evaluation') or {}).get('metric') or ('mAP' if several_labels else 'accuracy')
@@ -122,6 +124,23 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
                     cfg.filename if isinstance(config, Config) else config, _folders(cfg)[-1] / 'latest.pth',
                     metrics if isinstance(metrics, str) else ' '.join(metrics))
         return runner
+
+
+def _say_start(runner: EpochBasedRunner, loader: Any, cfg: Config) -> None:
+    """What is trained, where, how long, from where on, and how a batch is made."""
+    if cfg.get('resume_from') or cfg.get('load_from'):
+        logger.info('%s, from epoch %d, iteration %d on', cfg.get('resume_from') or cfg.get('load_from'),
+                    runner.epoch + 1, runner.iter + 1)
+    ranks, samples, window = runner.world_size, loader.batch_size, runner.meta['cumulative_iters']
+    logger.info('batch: %d process%s x %d samples%s x %d iterations = %d images an optimizer step', ranks,
+                'es' * (ranks > 1), samples, f' in {runner.parts} parts' * (runner.parts > 1), window,
+                ranks * samples * window)
+    parameters = sum(p.numel() for p in runner.model.parameters())
+    _, end, unit = runner.progress()
+    logger.info('%s on %s, %s: %s images, %d iterations an epoch, %d %s; %s parameters; folder %s',
+                type(runner.model).__name__, describe_device(runner.precision.device),
+                str(runner.precision.dtype).removeprefix('torch.'), f'{len(loader.dataset):,}', len(loader),
+                end, unit, f'{parameters:,}', runner.work_dir)
 
 
 def _folders(cfg: Config) -> list[Path]:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..metrics import calculate_confusion_matrix, precision_recall_f1
 from . import plots
+from .evaluation import calculate_confusion_matrix, precision_recall_f1
 from .plots import Plot, label_names, styled
 from .table import Table
 

@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..datasets import Pipeline
-from ..metrics import calculate_confusion_matrix
+from .evaluation import calculate_confusion_matrix
 from .table import Table
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart (https://jfly.uni-koeln.de/color/).
