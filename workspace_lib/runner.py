@@ -22,7 +22,7 @@ from .device import Precision
 from .dist import get_dist_info
 from .hooks import PRIORITIES, Hook
 from .log_hooks import LogBuffer as LogBuffer
-from .randomness import random_state, set_random_state
+from .randomness import state_kept
 from .registry import HOOKS, RUNNERS
 from .resume import restore_random_state, state_of_ranks
 
@@ -278,8 +278,7 @@ class EpochBasedRunner:
 
         And so in which order, from three ranks on: a resumed run would differ from one that was not in the last digit.
         """
-        self._settled, random = True, random_state()
-        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self._settled, put_back = True, state_kept(self.model)
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         self.model.zero_grad(set_to_none=True)
         self.step.require_backward_grad_sync = True
@@ -287,9 +286,7 @@ class EpochBasedRunner:
         self.outputs['loss'].backward()
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for buffer, value in kept:
-            buffer.copy_(value)
-        set_random_state(random)
+        put_back()
 
     def check_workflow(self, data_loaders: Sequence, workflow: Sequence[tuple[str, int]]) -> None:
         """Raise ValueError for a workflow that cannot be run with these loaders."""
