@@ -68,25 +68,23 @@ def compile_model(model: Any, options: dict[str, Any]) -> None:
     compiled = model._compiled_call_impl
     graphs = options.get('mode') in ('reduce-overhead', 'max-autotune') or 'triton.cudagraphs' in str(options)
     backward_too = torch._functorch.config.patch(force_non_lazy_backward_lowering=True)  # 9 us a pass
-    seen: set[tuple[torch.Size, ...]] = set()
+    seen = set[Any]()
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        shapes = tuple(value.shape for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-        put_back = state_kept(model) if model.training and shapes not in seen else None
+        key = (model.training, *(value.shape for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)))
+        put_back = (lambda: None) if key in seen else state_kept(model)
+        seen.add(key)
         try:
             with backward_too:
                 outputs = compiled(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise  # it may pass, and is no reason to compute the rest of a run eagerly
         except Exception as error:
-            if put_back:
-                put_back()
+            put_back()
             outputs = model._call_impl(*args, **kwargs)  # a mistake in the model itself is raised here
             model._compiled_call_impl = None
             logger.warning('torch.compile failed, so this run goes on without it: %s: %s', type(error).__name__,
                            ' '.join(str(error).partition('\n\n')[0].split()))
-        if model.training:
-            seen.add(shapes)
         # What a CUDA graph returns, its next replay overwrites; the log keeps it for longer.
         return torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, outputs) if graphs else outputs
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,13 +51,12 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([one.cpu() for one in state['cuda']])
 
 
-def state_kept(model: torch.nn.Module) -> Callable[[], None]:
+def state_kept(model: torch.nn.Module) -> partial[None]:
     """What undoes a forward pass of training: its buffers (running means) and the generators stand as they do now."""
-    kept, drawn = [(buffer, buffer.clone()) for buffer in model.buffers()], random_state()
+    return partial(_put_back, [(buffer, buffer.clone()) for buffer in model.buffers()], random_state())
 
-    def put_back() -> None:
-        for buffer, value in kept:
-            buffer.copy_(value)
-        set_random_state(drawn)
 
-    return put_back
+def _put_back(kept: list[tuple[torch.Tensor, torch.Tensor]], drawn: dict[str, Any]) -> None:
+    for buffer, value in kept:
+        buffer.copy_(value)
+    set_random_state(drawn)
