@@ -157,7 +157,7 @@ def profile(config: str | Config, steps: int = 50, warm_up: int = 10, device: st
         raise ValueError(f'--steps {steps} --warm-up {warm_up}: at least 1 step, after 0 or more')
     cfg = load_config(config, options)
     chosen = select_device(device or cfg.get('device', 'auto'))
-    runner, loader = _training(cfg, chosen)
+    runner, loader = training_without_files(cfg, chosen)
     marks = _Marks(chosen)
     times: list[float] = []
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if chosen.type == 'cuda' else [])]
@@ -203,7 +203,7 @@ def _settings(cfg: Config, device: torch.device, model: Any) -> dict[str, Any]:
             'compile': FAILED if failed else cfg.get('compile')}
 
 
-def _training(cfg: Config, device: torch.device) -> tuple[Any, Any]:
+def training_without_files(cfg: Config, device: torch.device) -> tuple[Any, Any]:
     """The runner of a training with all hooks that act in a step, and its loader; no folder, no checkpoints."""
     for key in ('checkpoint_config', 'load_from', 'resume_from', 'work_dir'):
         cfg[key] = None
