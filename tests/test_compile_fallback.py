@@ -156,13 +156,14 @@ def test_a_larger_image_later_in_a_training_may_fail(said):
 def one_of_two(rank: int, folder: str) -> None:
     distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
     torch.set_num_threads(1)
+    distributed._DEFAULT_FIRST_BUCKET_BYTES = 1000  # several buckets, between which torch splits the compiled graph
     found = []
     for backend in (NO_BACKWARD, None, NO_BACKWARD if rank else ALL):
         model = small()
         if backend:
             compile_model(model, dict(backend=backend))
         runner = EpochBasedRunner(model, torch.optim.SGD(model.parameters(), lr=0.1), max_epochs=1)
-        runner.share_gradients()
+        runner.share_gradients(bucket_cap_mb=0.002)
         runner.register_hook(dict(type='OptimizerHook'))
         torch.manual_seed(rank + 1)
         runner.run([[dict(img=torch.randn(4, 3, 16, 16), gt_label=torch.arange(4)) for _ in range(3)]], [('train', 1)])
