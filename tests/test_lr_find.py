@@ -1,6 +1,8 @@
 """The range test of the learning rate: on a loss whose best rate is known, and on real digits."""
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -24,9 +26,26 @@ class Bowl(torch.nn.Module):
     def init_weights(self):
         torch.nn.init.constant_(self.weight, 1.0)
 
-    def train_step(self, batch):
+    def train_step(self, batch, optimizer=None):
         loss = self.weight ** 2 + 1
-        return dict(loss=loss)
+        return dict(loss=loss, log_vars=dict(loss=loss.detach()), num_samples=len(batch['img']))
+
+
+class Noting(Bowl):
+    """What its step is computed in, noted; a gradient of 200."""
+
+    seen: ClassVar[list] = []
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(2, 2, 3)
+
+    def train_step(self, batch, optimizer=None):
+        self.seen.append((torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu'),
+                          self.conv.weight.is_contiguous(memory_format=torch.channels_last),
+                          self._compiled_call_impl is not None, self.weight.item()))
+        loss = 100 * self.weight ** 2 + 0 * self.conv.weight.sum()
+        return dict(loss=loss, log_vars=dict(loss=loss.detach()), num_samples=len(batch['img']))
 
 
 @pytest.fixture
@@ -62,6 +81,20 @@ def test_groups_keep_their_ratio(bowl, monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, 'step', noted)
     rates, _ = lr_range_test(bowl, 1e-3, 1e-2, iters=3, device='cpu')
     np.testing.assert_allclose(seen, 0.1 * rates)
+
+
+def test_a_step_is_one_of_training_as_the_config_has_it(bowl):
+    Noting.seen.clear()
+    MODELS.register_module(name='Noting', module=Noting, force=True)
+    bowl.model, bowl.optimizer_config = dict(type='Noting'), dict(grad_clip=dict(max_norm=1.))
+    bowl.bf16 = bowl.channels_last = True
+    bowl.compile = dict(backend='eager')
+    try:
+        rates, _ = lr_range_test(bowl, 1e-3, 1e-2, iters=3, device='cpu')
+    finally:
+        del MODELS.module_dict['Noting']
+    assert [one[:3] for one in Noting.seen] == [(torch.bfloat16, True, True)] * 3
+    assert Noting.seen[1][3] == pytest.approx(1 - rates[0])  # the gradient is clipped to 1
 
 
 def test_more_steps_than_batches_begin_another_pass(bowl):

@@ -209,7 +209,19 @@ def test_time_on_the_gpu_is_that_of_kernels_and_copies():
 
 def test_a_compiled_model_is_profiled():
     found = profile(lenet(compile=dict(backend='eager')), steps=3, warm_up=2, device='cpu')
-    assert found.moved > 0 and found.settings['compile']
+    assert found.moved > 0 and found.settings['compile'] and found.mode == 'compiled'
+
+
+def test_a_model_that_could_not_be_compiled_is_not_profiled_as_if_it_were(plain, monkeypatch):
+    from workspace_lib.tools.profile_page import text
+
+    def refuses(graph, inputs):
+        raise RuntimeError('no compiler')
+
+    found = profile(lenet(compile=dict(backend=refuses)), steps=3, warm_up=2, device='cpu')
+    assert ', eager, since torch.compile failed, on' in text(found) and ', eager, on' in text(plain)
+    monkeypatch.setattr(found, 'device', 'cuda:0')
+    assert 'compile' not in found.limit.advice  # it was tried
 
 
 def test_a_run_in_iterations_and_one_that_accumulates_gradients():

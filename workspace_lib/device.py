@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .randomness import state_kept
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,6 +56,10 @@ def is_fast(key: Any, device: torch.device) -> bool:
 def compile_model(model: Any, options: dict[str, Any]) -> None:
     """Have `model` computed by ``torch.compile``; from the first failure to compile on without, and the log says why.
 
+    A backward pass is compiled with its forward pass, so that it fails there too, before anything is learnt from the
+    batch; of a pass that failed halfway, behind a graph break, running means and random draws are put back. So the run
+    is one without ``compile`` from that step on. What compiles, and fails only when its backward pass runs, raises.
+
     Args:
         options: of ``torch.compile``. ``mode='reduce-overhead'`` is CUDA graphs. ``dynamic`` is False if not given: an
             epoch's smaller last batch is compiled for itself, and does not make all others slower.
@@ -61,13 +67,20 @@ def compile_model(model: Any, options: dict[str, Any]) -> None:
     model.compile(**{'dynamic': False, **options})
     compiled = model._compiled_call_impl
     graphs = options.get('mode') in ('reduce-overhead', 'max-autotune') or 'triton.cudagraphs' in str(options)
+    backward_too = torch._functorch.config.patch(force_non_lazy_backward_lowering=True)  # 9 us a pass
+    seen = set[Any]()
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        key = (model.training, *(value.shape for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)))
+        put_back = (lambda: None) if key in seen else state_kept(model)
+        seen.add(key)
         try:
-            outputs = compiled(*args, **kwargs)
+            with backward_too:
+                outputs = compiled(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise  # it may pass, and is no reason to compute the rest of a run eagerly
         except Exception as error:
+            put_back()
             outputs = model._call_impl(*args, **kwargs)  # a mistake in the model itself is raised here
             model._compiled_call_impl = None
             logger.warning('torch.compile failed, so this run goes on without it: %s: %s', type(error).__name__,

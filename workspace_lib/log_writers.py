@@ -94,7 +94,7 @@ class TensorboardLoggerHook(LoggerHook):
         if runner.iter == self.first_iter:
             img = runner.data_batch.get('img')
             if isinstance(img, torch.Tensor) and img.ndim == 4 and img.shape[1] in (1, 3):
-                self.put(runner, 'add_images', 'train/first batch', _in_colour(img[:16], runner.data_loader),
+                self.put(runner, 'add_images', 'train/first batch', in_colour(img[:16], runner.data_loader),
                           runner._done)
         super().after_train_iter(runner)
 
@@ -104,7 +104,7 @@ class TensorboardLoggerHook(LoggerHook):
                 self.put(runner, 'add_scalar', f'{entry["mode"]}/{key}', value, runner._done)
 
 
-def _in_colour(img: torch.Tensor, loader: Any) -> torch.Tensor:
+def in_colour(img: torch.Tensor, loader: Any) -> torch.Tensor:
     """A batch as the model gets it (N, C, H, W), as RGB in 0..1; stretched where it was normalised image by image."""
     img, norm = img.detach().float().cpu(), getattr(getattr(loader, 'device_stage', None), 'normalize', None)
     if norm is None:

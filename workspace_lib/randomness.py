@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,3 +49,14 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state['torch'].cpu())
     if state['cuda'] and len(state['cuda']) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([one.cpu() for one in state['cuda']])
+
+
+def state_kept(model: torch.nn.Module) -> partial[None]:
+    """What undoes a forward pass of training: its buffers (running means) and the generators stand as they do now."""
+    return partial(_put_back, [(buffer, buffer.clone()) for buffer in model.buffers()], random_state())
+
+
+def _put_back(kept: list[tuple[torch.Tensor, torch.Tensor]], drawn: dict[str, Any]) -> None:
+    for buffer, value in kept:
+        buffer.copy_(value)
+    set_random_state(drawn)

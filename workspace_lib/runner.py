@@ -22,7 +22,7 @@ from .device import Precision
 from .dist import get_dist_info
 from .hooks import PRIORITIES, Hook
 from .log_hooks import LogBuffer as LogBuffer
-from .randomness import random_state, set_random_state
+from .randomness import state_kept
 from .registry import HOOKS, RUNNERS
 from .resume import restore_random_state, state_of_ranks
 
@@ -35,7 +35,7 @@ def _rank(hook: Hook, priority: int | str) -> int:
     return PRIORITIES[priority.upper()]
 
 
-def _acts(hook: Hook, point: str) -> bool:
+def acts(hook: Hook, point: str) -> bool:
     """Whether `hook` overrides the point, or the one that serves training and validation alike."""
     points = {point, point.replace('train_', '').replace('val_', '')}
     return any(getattr(getattr(hook, name), '__func__', None) is not getattr(Hook, name) for name in points)
@@ -81,7 +81,8 @@ class EpochBasedRunner:
     ``step``. With ``parts`` above 1 the model gets a batch of training in so many parts, one after the other.
 
     State that hooks read: ``epoch``, ``iter``, ``inner_iter`` (counted from 0), ``max_epochs``, ``max_iters``,
-    ``mode``, ``data_loader``, ``data_batch``, ``outputs``, ``log_buffer``, ``meta``.
+    ``mode``, ``data_loader``, ``data_batch``, ``outputs``, ``log_buffer``, ``meta``. ``hooks`` stand in the order of
+    ``priorities``; ``calls`` remembers what each point calls, and who replaces a method of a hook clears it.
 
     A hook may set ``shown_weights``, the context in which the model is evaluated and saved: it puts other weights
     into the model than those that are trained, and yields the latter by name. ``trained_weights`` are those of a
@@ -119,8 +120,8 @@ class EpochBasedRunner:
         self.rank, self.world_size = get_dist_info()
         self.timestamp = time.strftime('%Y%m%d_%H%M%S')
         self.hooks: list[Hook] = []
-        self._ranks: list[int] = []
-        self._calls: dict[str, list[Callable[[EpochBasedRunner], None]]] = {}
+        self.priorities: list[int] = []
+        self.calls: dict[str, list[Callable[[EpochBasedRunner], None]]] = {}
         self.log_buffer = LogBuffer()
         self.shown_weights: Callable[[], AbstractContextManager[dict[str, torch.Tensor] | None]] = nullcontext
         self.trained_weights: dict[str, torch.Tensor] | None = None
@@ -140,16 +141,16 @@ class EpochBasedRunner:
             hook = cast(Hook, HOOKS.build(section))
         # A hook of mmcv's own has no priority.
         rank = _rank(hook, getattr(hook, 'priority', 'NORMAL') if priority is None else priority)
-        position = sum(other <= rank for other in self._ranks)
+        position = sum(other <= rank for other in self.priorities)
         self.hooks.insert(position, hook)
-        self._ranks.insert(position, rank)
-        self._calls.clear()
+        self.priorities.insert(position, rank)
+        self.calls.clear()
 
     def call_hook(self, point: str) -> None:
         """Call every hook that does something there; which ones is looked up once, not every step."""
-        if point not in self._calls:
-            self._calls[point] = [getattr(hook, point) for hook in self.hooks if _acts(hook, point)]
-        for call in self._calls[point]:
+        if point not in self.calls:
+            self.calls[point] = [getattr(hook, point) for hook in self.hooks if acts(hook, point)]
+        for call in self.calls[point]:
             call(self)
 
     def tell(self, point: str) -> None:
@@ -277,8 +278,7 @@ class EpochBasedRunner:
 
         And so in which order, from three ranks on: a resumed run would differ from one that was not in the last digit.
         """
-        self._settled, random = True, random_state()
-        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self._settled, put_back = True, state_kept(self.model)
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         self.model.zero_grad(set_to_none=True)
         self.step.require_backward_grad_sync = True
@@ -286,9 +286,7 @@ class EpochBasedRunner:
         self.outputs['loss'].backward()
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for buffer, value in kept:
-            buffer.copy_(value)
-        set_random_state(random)
+        put_back()
 
     def check_workflow(self, data_loaders: Sequence, workflow: Sequence[tuple[str, int]]) -> None:
         """Raise ValueError for a workflow that cannot be run with these loaders."""

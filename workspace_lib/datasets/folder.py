@@ -125,7 +125,7 @@ class ImageNet21k(CustomDataset):
 def _read_plain_lines(prefix: str, path: str) -> FileInfos | None:
     """All lines at once, as arrays: eight times as fast as `_read_lines`. None where one is not just `path label`."""
     with open(path, 'rb') as file:
-        text = file.read()
+        text = file.read().replace(b'\r\n', b'\n')  # the same object, not a copy, where there are none
     text += b'' if text.endswith(b'\n') else b'\n'
     data = np.frombuffer(text, np.uint8)
     ends, blanks = np.flatnonzero(data == ord('\n')), np.flatnonzero(data == ord(' '))

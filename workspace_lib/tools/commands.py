@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from ..apis import (
@@ -82,48 +83,66 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     cfg.resume_from = resume_from or cfg.get('resume_from')
     cfg.load_from = load_from or cfg.get('load_from')
+    if auto_scale_lr:
+        cfg.merge_from_dict({'auto_scale_lr.enable': True})
     chosen = launch.join(launcher, cfg, device or cfg.get('device', 'auto'))
+    given['device'] = str(device or cfg.get('device') or chosen.type)
     with alone_in(Path(cfg.work_dir)) if is_main() else nullcontext():
-        automatic = cfg.resume_from == 'auto'
-        if automatic:
-            cfg.resume_from = from_main(_newest(cfg) if is_main() else None)
-        _check_exists(cfg.resume_from or cfg.load_from)
-        if not automatic:
-            _refuse_used_folders(cfg)
-            _check_whole(cfg.resume_from)
+        _find_start(cfg)
         _check_log_level(cfg)
-        chosen_seed = seed if seed is not None else cfg.get('seed')
-        if chosen_seed is None and cfg.resume_from:  # order and augmentation go on as they were
-            chosen_seed = (read_checkpoint(cfg.resume_from, mmap=True).get('meta') or {}).get('seed')
-        if auto_scale_lr:
-            cfg.merge_from_dict({'auto_scale_lr.enable': True})
-        cfg.seed = from_main(init_random_seed(chosen_seed))
-        set_random_seed(cfg.seed, deterministic or bool(cfg.get('deterministic')))
-        model = build_classifier(cfg.model)
-        model.init_weights()
-        rank, _ = get_dist_info()
-        if rank:
-            set_random_seed(cfg.seed + rank)  # from the same weights on, each rank drops other units
-        datasets = _datasets_of_workflow(cfg)
-        check_class_count(model, datasets[0], cfg)
-        model.CLASSES = datasets[0].CLASSES
-        runner, loaders = build_training(model, datasets, cfg, validate, chosen, dict(
-            seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
-        show_evaluations(runner)
-        runner.timestamp = from_main(runner.timestamp)
-        given['device'] = str(device or cfg.get('device') or chosen.type)
-        if rank == 0:
+        _set_seed(cfg, seed, deterministic)
+        runner, loaders = _built(cfg, name, validate, chosen)
+        if is_main():
             _start_folder(cfg, name, runner.timestamp, given)
         launch.scale_lr(runner, cfg)
         with memory_explained(runner):
             _say_start(runner, training_loader(loaders, cfg), cfg)
             run_training(runner, loaders, cfg)
-        several_labels = isinstance(leaves(datasets[0])[0], MultiLabelDataset)
-        metrics = (cfg.get('evaluation') or {}).get('metric') or ('mAP' if several_labels else 'accuracy')
-        logger.info('done; test it with: workspace test %s %s --metrics %s',
-                    cfg.filename if isinstance(config, Config) else config, _folders(cfg)[-1] / 'latest.pth',
-                    metrics if isinstance(metrics, str) else ' '.join(metrics))
-        return runner
+        _say_how_to_test(cfg, cfg.filename if isinstance(config, Config) else config, loaders[0].dataset)
+    return runner
+
+
+def _find_start(cfg: Config) -> None:
+    """The file that the run goes on from, and the folders that it may write to."""
+    automatic = cfg.resume_from == 'auto'
+    if automatic:
+        cfg.resume_from = from_main(_newest(cfg) if is_main() else None)
+    _check_exists(cfg.resume_from or cfg.load_from)
+    if not automatic:
+        _refuse_used_folders(cfg)
+        _check_whole(cfg.resume_from)
+
+
+def _set_seed(cfg: Config, given: int | None, deterministic: bool) -> None:
+    """Of all ranks the same, and of a run that goes on the one that it had: order and augmentation are as they were."""
+    chosen = given if given is not None else cfg.get('seed')
+    if chosen is None and cfg.resume_from:
+        chosen = (read_checkpoint(cfg.resume_from, mmap=True).get('meta') or {}).get('seed')
+    cfg.seed = from_main(init_random_seed(chosen))
+    set_random_seed(cfg.seed, deterministic or bool(cfg.get('deterministic')))
+
+
+def _built(cfg: Config, name: str, validate: bool, device: torch.device) -> tuple[EpochBasedRunner, list[Any]]:
+    """Model and data sets, the runner and its loaders; the run is stamped with the same time on all ranks."""
+    model = build_classifier(cfg.model)
+    model.init_weights()
+    if rank := get_dist_info()[0]:
+        set_random_seed(cfg.seed + rank)  # from the same weights on, each rank drops other units
+    datasets = _datasets_of_workflow(cfg)
+    check_class_count(model, datasets[0], cfg)
+    model.CLASSES = datasets[0].CLASSES
+    runner, loaders = build_training(model, datasets, cfg, validate, device, dict(
+        seed=cfg.seed, exp_name=name, config=cfg.pretty_text, CLASSES=model.CLASSES))
+    show_evaluations(runner)
+    runner.timestamp = from_main(runner.timestamp)
+    return runner, loaders
+
+
+def _say_how_to_test(cfg: Config, config: Any, dataset: Any) -> None:
+    several_labels = isinstance(leaves(dataset)[0], MultiLabelDataset)
+    metrics = (cfg.get('evaluation') or {}).get('metric') or ('mAP' if several_labels else 'accuracy')
+    logger.info('done; test it with: workspace test %s %s --metrics %s', config, _folders(cfg)[-1] / 'latest.pth',
+                metrics if isinstance(metrics, str) else ' '.join(metrics))
 
 
 def _say_start(runner: EpochBasedRunner, loader: Any, cfg: Config) -> None:

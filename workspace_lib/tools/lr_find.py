@@ -10,32 +10,60 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from ..apis import build_loader, init_random_seed, set_random_seed
 from ..config import Config
-from ..datasets import build_dataset
-from ..device import Precision, select_device
-from ..models import build_classifier
-from ..optim import build_optimizer
+from ..device import select_device
+from ..hooks import PRIORITIES, Hook
 from ..recipes import load_config
 from .arguments import add_config, add_device, checked_output
 from .plots import BLUE, GREY, VERMILLION, Plot, styled
+from .profile import training_without_files
 from .table import Table
 
 SMOOTHING = 0.9  # share of the past in the average that is looked at
 DIVERGED = 4.0  # times the least loss, and the test ends
 
 
+class _Lost(Exception):
+    """The loss is, and further steps would tell nothing."""
+
+
+class _Range(Hook):
+    """Sets the rate of each iteration, and notes its loss before the optimizer's step."""
+
+    priority = PRIORITIES['HIGH'] - 1  # before what stops at a loss that is not finite
+
+    def __init__(self, rates: np.ndarray) -> None:
+        self.rates = rates
+        self.losses: list[float] = []
+
+    def before_run(self, runner: Any) -> None:
+        self.groups = [(group, group['lr'] / runner.optimizer.defaults['lr']) for group in
+                       runner.optimizer.param_groups]
+
+    def before_train_iter(self, runner: Any) -> None:
+        for group, ratio in self.groups:
+            group['lr'] = self.rates[runner.iter] * ratio
+
+    def after_train_iter(self, runner: Any) -> None:
+        self.losses.append(runner.outputs['loss'].item())
+        if not math.isfinite(self.losses[-1]) or self.losses[-1] > DIVERGED * min(self.losses):
+            raise _Lost
+
+
 def lr_range_test(config: str | Config, low: float = 1e-5, high: float = 10.0, iters: int = 100, seed: int = 0,
                   device: str = 'auto', options: dict | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Train for at most `iters` steps, each with a rate that is a constant factor larger than the last.
+    """Train for at most `iters` iterations, each with a rate that is a constant factor larger than the last.
+
+    They are those of ``workspace train`` from freshly initialised weights: number format, memory layout, compiler,
+    clipping and custom hooks as the config and the device have them. With ``cumulative_iters`` the optimizer steps
+    once a window, at the last rate of it.
 
     Args:
         low, high: the first and the last rate; parameters with an `lr_mult` keep their ratio.
 
     Returns:
-        Rates and losses, float64, shape (steps,); the test ends early where the loss is lost.
+        Rates and losses, float64, shape (iterations,); the test ends early where the loss is lost.
 
     Raises:
         ValueError: rates or a number of steps that make no range.
@@ -43,31 +71,16 @@ def lr_range_test(config: str | Config, low: float = 1e-5, high: float = 10.0, i
     if not 0 < low < high or iters < 2:
         raise ValueError(f'{low=}, {high=}, {iters=} are no range: 0 < low < high, and at least 2 steps')
     cfg, chosen = load_config(config, options), select_device(device)
-    cfg.seed = init_random_seed(seed)
-    set_random_seed(cfg.seed)
-    model = build_classifier(cfg.model)
-    model.init_weights()
-    model = model.to(chosen).train()
-    loader = build_loader(cfg, 'train', build_dataset(cfg.data.train), chosen)
-    optimizer, precision = build_optimizer(model, cfg.optimizer), Precision(chosen, None, bool(cfg.get('bf16')))
-    ratios = [group['lr'] / cfg.optimizer.lr for group in optimizer.param_groups]
-    rates, losses, batches = np.geomspace(low, high, iters), [], iter(loader)
-    for rate in tqdm(rates, desc='lr', disable=None, dynamic_ncols=True):
-        batch = next(batches, None)
-        if batch is None:  # the next pass
-            batches = iter(loader)
-            batch = next(batches)
-        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            group['lr'] = rate * ratio
-        with precision.autocast():
-            loss = model.train_step(batch)['loss']
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]) or losses[-1] > DIVERGED * min(losses):
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return rates[:len(losses)], np.array(losses)
+    cfg.seed, cfg.lr_config, cfg.log_config = seed, None, None
+    cfg.runner = dict(type='IterBasedRunner', max_iters=iters)
+    runner, loader = training_without_files(cfg, chosen)
+    test = _Range(np.geomspace(low, high, iters))
+    runner.register_hook(test)
+    try:
+        runner.run([loader], [('train', 1)])
+    except _Lost:
+        runner.call_hook('after_run')
+    return test.rates[:len(test.losses)], np.array(test.losses)
 
 
 def smoothed(losses: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from ..recipes import load_config
 from .arguments import add_config, add_device
 from .get_flops import count_flops
 from .profile_cards import roof_of, synchronize
-from .profile_limit import PARTS, Profile
+from .profile_limit import FAILED, PARTS, Profile
 
 TRACED = 5  # steps in the trace: enough to see them repeat, and a file that a browser opens
 
@@ -157,7 +157,7 @@ def profile(config: str | Config, steps: int = 50, warm_up: int = 10, device: st
         raise ValueError(f'--steps {steps} --warm-up {warm_up}: at least 1 step, after 0 or more')
     cfg = load_config(config, options)
     chosen = select_device(device or cfg.get('device', 'auto'))
-    runner, loader = _training(cfg, chosen)
+    runner, loader = training_without_files(cfg, chosen)
     marks = _Marks(chosen)
     times: list[float] = []
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if chosen.type == 'cuda' else [])]
@@ -193,14 +193,17 @@ def profile(config: str | Config, steps: int = 50, warm_up: int = 10, device: st
     batch, dtype = runner.data_batch, runner.precision.dtype
     return Profile(parts, step, len(batch['img']), str(chosen), str(dtype).removeprefix('torch.'),
                    min(busy / step, 1.) if chosen.type == 'cuda' else 1., 3 * _forward_flops(cfg, batch['img']),
-                   counted_bytes(lambda: _one_step(runner, batch)), roof_of(chosen, dtype), _settings(cfg, chosen))
+                   counted_bytes(lambda: _one_step(runner, batch)), roof_of(chosen, dtype),
+                   _settings(cfg, chosen, runner.model))
 
 
-def _settings(cfg: Config, device: torch.device) -> dict[str, Any]:
-    return {**{key: is_fast(cfg.get(key), device) for key in ('bf16', 'channels_last')}, 'compile': cfg.get('compile')}
+def _settings(cfg: Config, device: torch.device, model: Any) -> dict[str, Any]:
+    failed = cfg.get('compile') and model._compiled_call_impl is None  # see compile_model
+    return {**{key: is_fast(cfg.get(key), device) for key in ('bf16', 'channels_last')},
+            'compile': FAILED if failed else cfg.get('compile')}
 
 
-def _training(cfg: Config, device: torch.device) -> tuple[Any, Any]:
+def training_without_files(cfg: Config, device: torch.device) -> tuple[Any, Any]:
     """The runner of a training with all hooks that act in a step, and its loader; no folder, no checkpoints."""
     for key in ('checkpoint_config', 'load_from', 'resume_from', 'work_dir'):
         cfg[key] = None

@@ -14,6 +14,8 @@ from .profile_cards import Roof
 #: clipping, optimizer with zero_grad. wait: the other hooks (logs, schedules), and the loop itself.
 PARTS = ('load', 'copy', 'forward', 'backward', 'optimizer', 'wait')
 
+FAILED = 'failed'  #: `Profile.settings` of a model that was to be compiled, and ran without
+
 
 @dataclass
 class Limit:
@@ -38,12 +40,18 @@ class Profile:
     flops: float  #: of a step: three forward passes of get_flops (forward, gradients of inputs and of weights)
     moved: float  #: bytes that the operations of a step read and write, none of them fused
     roof: Roof
-    settings: dict[str, Any] = field(default_factory=dict)  #: what the config says already
+    settings: dict[str, Any] = field(default_factory=dict)  #: what the config says; of compile, `FAILED` if it did
 
     @property
     def intensity(self) -> float:
         """FLOP a byte."""
         return self.flops / self.moved if self.moved else 0.
+
+    @property
+    def mode(self) -> str:
+        """``eager`` or ``compiled``: how the model was computed, whatever the config asks for."""
+        asked = self.settings.get('compile')
+        return 'eager, since torch.compile failed' if asked == FAILED else 'compiled' if asked else 'eager'
 
     @property
     def computing(self) -> float:

@@ -28,7 +28,8 @@ def text(found: Profile) -> str:
     """What a terminal shows."""
     limit = found.limit
     return (f'{parts_table(found)}\n\n{found.batch_size / found.step:,.0f} images/s, batches of {found.batch_size}, '
-            f'{found.dtype}, on {found.roof.name}\n{_work(found)}\nlimit: {limit.name} ({limit.part}): {limit.reason}\n'
+            f'{found.dtype}, {found.mode}, on {found.roof.name}\n{_work(found)}\n'
+            f'limit: {limit.name} ({limit.part}): {limit.reason}\n'
             f'try: {limit.advice}')
 
 
@@ -113,6 +114,7 @@ def write_page(folder: Path, config: str, found: Profile, seconds: float) -> Pat
     facts = [('images a second', f'{found.batch_size / found.step:,.0f}'), ('a step', f'{1e3 * found.step:.2f} ms'),
              ('limit', limit.name), ('device', found.roof.name)]
     return report.write(folder, f'Where the time goes: {Path(config).stem}',
-                        f'Steps of `workspace train {config}`, batches of {found.batch_size}, {found.dtype}.',
+                        f'Steps of `workspace train {config}`, batches of {found.batch_size}, {found.dtype}, '
+                        f'{found.mode}.',
                         sections, facts, f'workspace profile {config}  # again, after a change\n'
                         f'workspace train {config}')

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ..apis import build_loader, init_random_seed
 from ..datasets.wrappers import leaves
-from ..log_writers import _in_colour
+from ..log_writers import in_colour
 from ..recipes import load_config
 from .arguments import add_config, add_part, checked_output
 from .parts import dataset_of
@@ -74,7 +74,7 @@ def batch_plot(batch: dict[str, Any], loader: Any, names: Sequence[str] = (), fi
         raise ValueError(f'{columns} columns; at least 1')
     if names and len(names) != size:
         raise ValueError(f'{len(names)} names for {size} images; give one for each of the batch')
-    images = _in_colour(batch['img'][first:first + count], loader).permute(0, 2, 3, 1).numpy()
+    images = in_colour(batch['img'][first:first + count], loader).permute(0, 2, 3, 1).numpy()
     labels = [label_text(label, classes) for label in batch['gt_label'][first:first + count]] \
         if 'gt_label' in batch else [''] * len(images)
     lines = max(label.count('\n') + 1 for label in labels)

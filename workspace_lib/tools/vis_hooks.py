@@ -22,7 +22,7 @@ from ..datasets import build_dataset
 from ..hooks import PRIORITIES, Hook
 from ..models import build_classifier
 from ..recipes import load_config
-from ..runner import _acts
+from ..runner import acts
 from .arguments import add_config, add_device, checked_output
 from .plots import LINES, Plot, styled
 from .table import Table
@@ -55,7 +55,7 @@ class Recording:
 
 def stages_of(hook: Any) -> list[str]:
     """The stages at which a hook does something, in the order of a run."""
-    return [stage for stage in Hook.stages if _acts(hook, stage)]
+    return [stage for stage in Hook.stages if acts(hook, stage)]
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def recorded_hooks(runner: Any) -> Iterator[Recording]:
     before = [vars(owner).get(stage) for owner, stage, _ in watched]  # something where recordings are nested
     for owner, stage, name in watched:
         setattr(owner, stage, timed(getattr(owner, stage), stage, name))
-    runner._calls.clear()  # which methods those are is remembered there
+    runner.calls.clear()  # which methods those are is remembered there
     try:
         yield recording
     finally:
@@ -91,7 +91,7 @@ def recorded_hooks(runner: Any) -> Iterator[Recording]:
             vars(owner).pop(stage, None)
             if own is not None:
                 setattr(owner, stage, own)
-        runner._calls.clear()
+        runner.calls.clear()
 
 
 def short_run(config: str | Config, epochs: int = 2, iters: int = 3, evaluate: bool = False,
@@ -161,7 +161,7 @@ def order_plot(runner: Any) -> Plot:
     axes.set_xticklabels(stages, rotation=30, ha='right', rotation_mode='anchor')
     axes.grid(alpha=0.3)
     rows = [(name, _priority(rank), ', '.join(own))
-            for (name, own), rank in zip(acting, runner._ranks, strict=True)]
+            for (name, own), rank in zip(acting, runner.priorities, strict=True)]
     return Plot(figure, f'{len(acting)} hooks in their order, from {acting[0][0]} to {acting[-1][0]}, with a number at '
                 'each stage where one acts: the how manieth it is there.', Table(('hook', 'priority', 'acts at'), rows))
 
