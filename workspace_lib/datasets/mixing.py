@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..arguments import check_probability
@@ -122,9 +121,7 @@ def rows(label: Tensor, num_classes: int) -> Tensor:
     if label.device.type == 'cpu' and len(label) and not 0 <= int(label.min()) <= int(label.max()) < num_classes:
         raise ValueError(f'a label is outside 0..{num_classes - 1} ({label.min()} to {label.max()} in the batch); set '
                          'num_classes in model.train_cfg.augments')
-    if label.device.type == 'cpu':
-        return F.one_hot(label, num_classes).float()
-    row = torch.zeros(len(label), num_classes, device=label.device)  # one_hot would wait for the device
+    row = torch.zeros(len(label), num_classes, device=label.device)  # F.one_hot would wait for it
     return row.scatter_(1, label[:, None], 1.)
 
 

@@ -121,13 +121,11 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
 
 class _WithoutDoctype(ElementTree.TreeBuilder):
     def doctype(self, *declared: Any) -> None:
-        raise ValueError('declares a document type; entities in it could grow without bound, so it is refused')
+        raise ValueError('it declares a document type; entities in it could grow without bound, so it is refused')
 
 
 def _parse_xml(path: str) -> ElementTree.Element:
     try:
         return ElementTree.parse(path, ElementTree.XMLParser(target=_WithoutDoctype())).getroot()
-    except ElementTree.ParseError as error:
-        raise ValueError(f'{path} is no XML file ({error})') from error
-    except ValueError as error:
-        raise ValueError(f'{path} {error}') from error
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ValueError(f'{path} is no XML file of VOC: {error}') from error

@@ -36,7 +36,7 @@ class DeviceStage:
     Before it come `steps` by `random_steps`, if `Pipeline.item` has left them to the device.
     """
 
-    def __init__(self, normalize: Normalize | None = None, steps: Sequence[ImageStep] = ()) -> None:
+    def __init__(self, normalize: Normalize | None = None, steps: Sequence[Any] = ()) -> None:
         self.normalize, self.steps = normalize, steps
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
         if normalize is not None:

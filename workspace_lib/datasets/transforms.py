@@ -37,8 +37,11 @@ class Step:
 class ImageStep(PassesOn, Step):
     """A step on the image alone, (H, W, C) or (H, W); subclasses write `transform`.
 
-    One that makes float of uint8 sets `keeps_uint8 = False`. One that a GPU can do for a whole batch writes `draw` and
-    `on_batch`, and says in its own class how many numbers an image `draws`; a subclass does so anew, or is not asked.
+    One that makes float of uint8 sets `keeps_uint8 = False`. One that a GPU can do for a whole batch has in its own
+    class `draws`, how many numbers it draws an image (a subclass says so anew, or is not asked), and two methods:
+    `draw(height, width, rng)`: the numbers, with every draw of `transform`, so that the steps after it draw as ever.
+    `on_batch(img, numbers, rng)`: uint8 (N, C, H, W) and int32 (N, draws) to the new batch, perhaps in place, on any
+    device, without waiting for it.
     """
 
     keeps_uint8 = True
@@ -47,14 +50,6 @@ class ImageStep(PassesOn, Step):
     def transform(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
         """The new image. `img` is never written into; every random choice is drawn from `rng`."""
         raise NotImplementedError(f'{type(self).__name__} does not define transform(img, rng)')
-
-    def draw(self, height: int, width: int, rng: random.Random) -> Sequence[int]:
-        """What `transform` would draw for such an image, to the last draw, so that the steps after it draw as ever."""
-        raise NotImplementedError(f'{type(self).__name__} does not define draw(height, width, rng)')
-
-    def on_batch(self, img: torch.Tensor, numbers: torch.Tensor, rng: random.Random) -> torch.Tensor:
-        """`img` uint8 (N, C, H, W), perhaps in place, on any device, without waiting for it; `numbers` (N, draws)."""
-        raise NotImplementedError(f'{type(self).__name__} does not define on_batch(img, numbers, rng)')
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         for key in results.get('img_fields', ['img']):
