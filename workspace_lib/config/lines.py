@@ -8,23 +8,25 @@ import ast
 from typing import Any
 
 from .load import Loaded
-from .placeholders import token_number
+from .placeholders import BaseValues, token_number
 from .tree import Each, Node, Place
 
 _SAME_VALUE = {'list', 'tuple', 'copy', 'deepcopy'}
+_PLAIN = {'Constant', 'Name', 'Dict', 'Call', 'List', 'Tuple', 'BinOp', 'UnaryOp'}  # and its parts are looked at
 
 
 def json_lines(loaded: Loaded, bases: Node) -> Node:
     """JSON is an expression of Python, but for an escape: `true` and the like are names that stand for themselves."""
     expression = ast.parse('(' + loaded.code.replace('\\/', '/') + '\n)', mode='eval')
-    return PythonLines(loaded, bases).value(expression.body)
+    return PythonLines(loaded.filename, loaded.base_values, bases).value(expression.body)
 
 
 def yaml_lines(loaded: Loaded, bases: Node) -> Node:
     """YAML as an expression of Python, in which what has an anchor is a variable, and `<<: *anchor` is `**variable`."""
     import yaml
     root = yaml.compose(loaded.code, Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
-    lines, construct = PythonLines(loaded, bases), yaml.SafeLoader('').construct_object
+    lines = PythonLines(loaded.filename, loaded.base_values, bases)
+    construct = yaml.SafeLoader('').construct_object
 
     def expression(node: Any) -> ast.expr:
         line = node.start_mark.line + 1
@@ -51,27 +53,32 @@ def yaml_lines(loaded: Loaded, bases: Node) -> Node:
 
 
 class PythonLines:
-    """Follows what assignments give to names, as far as their text tells it."""
+    """Follows what assignments give to names, as far as their text tells it.
 
-    def __init__(self, loaded: Loaded, bases: Node):
-        self.loaded, self.bases = loaded, bases
+    `plain`: whether nothing but displays, constants and names was assigned, so that running it could tell no more.
+    """
+
+    def __init__(self, filename: str, base_values: BaseValues, bases: Node):
+        self.filename, self.base_values, self.bases = filename, base_values, bases
         self.names: dict[str, Node] = {}
+        self.plain = True
 
     def place(self, line: int) -> Place:
-        return self.loaded.filename, line
+        return self.filename, line
 
     def scalar(self, text: Any, line: int) -> Node:
         """A value without items or, where a placeholder stands, the base's value."""
         number = token_number(text)
-        if number is None or number >= len(self.loaded.base_values.keys):
+        if number is None or number >= len(self.base_values.keys):
             return Node(self.place(line))
         node = self.bases
-        for key in self.loaded.base_values.find(number)[0]:
+        for key in self.base_values.find(number)[0]:
             node = node.item(key)
         return node.used_at(self.place(line))
 
     def follow(self, statement: ast.stmt) -> list[str]:
         """Note what a statement assigns to names, and return these."""
+        self.plain = self.plain and isinstance(statement, ast.Assign)
         if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
             return []
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
@@ -82,6 +89,7 @@ class PythonLines:
         if isinstance(target, ast.Name):
             self.names[target.id] = value.at(self.place(target.lineno), self.names.get(target.id))
             return [target.id]
+        self.plain = False
         if not isinstance(target, ast.Tuple | ast.List):
             return []
         elements = value.elements() or []
@@ -92,8 +100,10 @@ class PythonLines:
 
     def value(self, expression: ast.expr) -> Node:
         """The tree of an expression's value, as far as the text tells."""
-        build = getattr(self, f'value_{type(expression).__name__}', None)
+        kind = type(expression).__name__
+        build = getattr(self, f'value_{kind}', None)
         node = build(expression) if build else None
+        self.plain = self.plain and kind in _PLAIN
         return node or Node(self.place(expression.lineno))
 
     def value_Constant(self, constant: ast.Constant) -> Node:
@@ -109,7 +119,9 @@ class PythonLines:
             node = self.value(value)
             if isinstance(key, ast.Constant):
                 items[key.value] = node.at(self.place(key.lineno))
-            elif key is None and isinstance(node.items, dict):  # `**value`
+            elif key:
+                self.plain = False
+            elif isinstance(node.items, dict):  # `**value`
                 items.update({name: node.item(name) for name in node.items})
         return Node(self.place(display.lineno), items)
 
@@ -120,6 +132,7 @@ class PythonLines:
             keys += [ast.Constant(part.arg, lineno=part.lineno) if part.arg else None for part in call.keywords]
             values = [*call.args, *(part.value for part in call.keywords)]
             return self.value_Dict(ast.Dict(keys, values, lineno=call.lineno))
+        self.plain = False
         sources = call.args or ([call.func.value] if isinstance(call.func, ast.Attribute) else [])
         return self.value(sources[0]) if name in _SAME_VALUE and len(sources) == 1 else None
 
@@ -136,6 +149,9 @@ class PythonLines:
         return Node(self.place(display.lineno), dict(enumerate(items)))
 
     value_Tuple = value_List
+
+    def value_UnaryOp(self, operation: ast.UnaryOp) -> None:
+        self.value(operation.operand)
 
     def value_BinOp(self, operation: ast.BinOp) -> Node | None:
         first, second = self.value(operation.left).elements(), self.value(operation.right).elements()
