@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from types import CodeType
 from typing import Any
@@ -23,19 +24,16 @@ _NOTHING = BaseValues('', '', [], None), Node(('', 0))  # one and the same for e
 
 def python_lines(loaded: Loaded, bases: Node) -> Node:
     inherited = (loaded.base_values, bases) if loaded.base_values.keys else _NOTHING
-    told = _told(loaded.filename, loaded.code, *inherited)
-    if told.plain:
-        return Node(told.place(1), told.names)
-    lines = PythonLines(loaded.filename, *inherited)
-    code, statements = _probed(loaded.code)
-    try:
-        run_python(loaded.filename, code, len(loaded.base_values.keys), __probe__=_Watch(lines, statements).after)
-    except Exception:  # it ran when it was loaded, but not now: what the text tells is the best there is
-        lines = told
+    lines = _told(loaded.filename, loaded.code, *inherited)
+    if not lines.plain:
+        watched, (code, statements) = PythonLines(loaded.filename, *inherited), _probed(loaded.code)
+        with suppress(Exception):  # it ran when it was loaded; if it does not now, what the text tells is the best
+            run_python(loaded.filename, code, len(loaded.base_values.keys), __probe__=_Watch(watched, statements).after)
+            lines = watched
     return Node(lines.place(1), lines.names)
 
 
-@lru_cache(maxsize=512)  # of nothing but the text, so that it cannot age; its trees are not changed either
+@lru_cache(maxsize=512)  # it follows from what it is given and nobody changes it, so it neither ages nor leaks
 def _told(filename: str, text: str, base_values: BaseValues, bases: Node) -> PythonLines:
     lines = PythonLines(filename, base_values, bases)
     for statement in ast.parse(text).body:
