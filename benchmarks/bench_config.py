@@ -51,14 +51,8 @@ def loader(name: str) -> Callable[[str], object]:
     from workspace_lib.config import Config
     if name == 'ours':
         return Config.fromfile
-    from workspace_lib.tools.annotate import leaves
-
-    def load_with_origins(file: str) -> Config:
-        cfg = Config.fromfile(file)
-        for path, _ in leaves(cfg.to_dict()):
-            cfg.origin(path)
-        return cfg
-    return load_with_origins
+    from workspace_lib.tools.annotate import origins
+    return lambda file: origins(Config.fromfile(file))
 
 
 def one_pass(load: Callable[[str], object], files: list[str]) -> list[float]:

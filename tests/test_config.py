@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from workspace_lib.config import Config, ConfigDict, place_text, where
+from workspace_lib.config import Config, ConfigDict, Origin, place_text, where
+from workspace_lib.tools.annotate import leaves, origins
 from workspace_lib.tools.options import DictAction
 
 
@@ -721,6 +722,120 @@ def test_origin_in_json_knows_its_escapes_and_words(write):
     assert lines(cfg, ('é\n"\\', '}')) == 'j.json:3'
 
 
+def always_run(monkeypatch) -> None:
+    """Let no origin come from a file's text alone, nor from what was read before: every file is run and watched."""
+    from workspace_lib.config import watch
+
+    def told(*args):
+        lines = watch._told.__wrapped__(*args)
+        lines.plain = False
+        return lines
+    told.__wrapped__ = watch._told.__wrapped__
+    monkeypatch.setattr(watch, '_told', told)
+    monkeypatch.setattr(watch, '_probed', watch._probed.__wrapped__)
+
+
+def origins_one_by_one(cfg: Config) -> dict:
+    """What `origins` says by definition: from the root down to each leaf anew. Only for what no code has changed."""
+    root = cfg._history._root()
+
+    def origin(path) -> Origin:
+        node, old = root, None
+        for key in path:
+            above = node.old if node.replaces else old
+            node, old = node.item(key), above.known_item(key) if above else None
+        overrides, over = [], node.old or old
+        while over:
+            overrides, over = [*overrides, Origin(*over.place, list(over.alias))], over.old
+        alias = [place for i, place in enumerate(node.alias) if place != node.place and place not in node.alias[:i]]
+        return Origin(*node.place, alias, overrides)
+    return {path: origin(path) for path, _ in leaves(cfg.to_dict())}
+
+
+FAMILY = dict(
+    d="""norm = dict(
+    mean=[1, 2.5], to_rgb=True)
+pipeline = [dict(type='Load'), dict(type='Crop', size=(-1, 256 * 2)), dict(
+    type='Norm', **norm)]
+data = dict(train=dict(pipeline=pipeline), test=dict(pipeline=pipeline[1:]))
+kept = dict(a=1, b=dict(c=[dict(e=5)]))""",
+    s="""lr = 0.1
+lr = 0.2
+optimizer = dict(type='SGD', lr=lr, groups=dict({'bn.*': dict(decay=0.)}))
+a, (b, c) = 1, [[2, 3], dict(k=3)]
+first = second = dict(x=[*b, 4] if a else [])""",
+    m="""_base_ = ['d.py', 's.py']
+kept = dict(_delete_=True, b=2, later=dict(x=[{{_base_.optimizer.lr}}]))
+optimizer = dict(lr=0.3, groups={'bn.*': dict(decay=-1)})
+data = dict(train=dict(pipeline={{_base_.data.test.pipeline}}))
+mean = [round(x) for x in [1.2, 2.7]]""",
+    c="""_base_ = 'm.py'
+custom_imports = dict(imports=['json'], allow_failed_imports=False)
+extra = {{_base_.pipeline}}
+kept = dict(b=3,
+            later=dict(y='{{ fileBasename }}'))""")
+OPTIONS = {'data.train.pipeline.0.type': 'Other', 'optimizer': dict(_delete_=True, type='Adam', lr=1),
+           'kept.later.x': [dict(new=1), 2], 'brand.new': dict(x=())}
+
+
+def plain_and_changed() -> tuple[Config, Config]:
+    cfg, changed = Config.fromfile('c.py'), Config.fromfile('c.py')
+    changed.merge_from_dict(OPTIONS)
+    changed.merge_from_dict({'data.train.pipeline.1.mean': 5, 'kept.b': 4})
+    return cfg, changed
+
+
+def test_every_origin_is_that_of_a_run_and_of_a_walk_from_the_root(write, monkeypatch):
+    from workspace_lib.config import watch
+    write(**FAMILY)
+    watch._told.cache_clear()
+    for _ in range(2):  # the second time from what was read before
+        cfg, changed = plain_and_changed()
+        quick = [origins(cfg), origins(changed)]
+        assert quick == [origins_one_by_one(cfg), origins_one_by_one(changed)]
+        assert quick == [{path: one.origin(path) for path in found}
+                         for one, found in zip((cfg, changed), quick, strict=True)]
+    assert watch._told.cache_info().hits and len(quick[0]) > 30 and quick[0] != quick[1]
+    always_run(monkeypatch)
+    assert [origins(cfg) for cfg in plain_and_changed()] == quick
+
+
+@pytest.mark.parametrize('statement', [
+    'y = {a.setdefault("n", 2): 1}', 'y = dict(**a.setdefault("n", dict(z=3)))', 'y = [*"ab", a.setdefault("n", 2)]',
+    'y = [*a.setdefault("n", [2])]', 'y = -a.setdefault("n", 2)', 'y = (x := a.setdefault("n", 2)) + 1',
+    'y = 1 if a.update(x=3) else 2', 'y = [a.update(x=i) for i in range(2)]', 'y = l[a.setdefault("n", 1)]',
+    'y: a.update(x=2) = 1', 'y, a["x"] = 1, 2', 'y = f"{a.setdefault(1, 2)}"', 'y = {2: dict(z=a.setdefault("n", 2))}',
+    'y = dict([("k", a.setdefault("n", 2))])', 'y = [a.setdefault("n", 2)] + [1]', 'l[0] = 3', 'del l[0]',
+    'y = 1 < a.setdefault("n", 2)', 'y = a.setdefault("n", 1) and 2', 'y = (lambda: a.update(x=9))()',
+    'dict = a.update\ny = dict(x=9)', 'dict = exec\ny = dict("a[1] = 9")'])
+def test_what_a_statement_does_by_the_way_is_seen(write, monkeypatch, statement):
+    text = 'a = dict(x=1, d=dict(z=1), l=[1, 2])\nl = [dict(n=1), dict(n=2)]\n' + statement
+    quick = origins(load(write, text))
+    always_run(monkeypatch)
+    assert quick == origins(load(write, text))
+
+
+def test_origins_are_those_of_the_values_as_they_stand(write):
+    cfg = load(write, 'a = dict(x=1, y=2)\nl = [1, dict(n=1)]\nt = (1, 2)\ne = []')
+    cfg.a.x, cfg.z, cfg.t, cfg.a.new = 5, dict(k=[dict(q=1)]), (1,), dict(m=1)
+    cfg.l.insert(0, dict(n=0))
+    cfg.moved = cfg.a
+    found = origins(cfg)
+    assert found.keys() == dict(leaves(cfg.to_dict())).keys() and ('e',) in found
+    assert found == {path: cfg.origin(path) for path in found}
+    assert found['a', 'x'].file == found['z', 'k', 0, 'q'].file == '<code>' and found['moved', 'y'].line == 1
+
+
+def test_what_is_kept_of_a_file_is_neither_old_nor_shared(write):
+    cfg = load(write, 'k = 1\na = dict(x=k)')
+    first = cfg.origin('a.x')
+    first.alias.clear()
+    first.overrides.append(first)
+    assert lines(cfg, 'a.x') == lines(load(write, 'k = 1\na = dict(x=k)'), 'a.x') == 'c.py:2 via c.py:1'
+    assert lines(load(write, 'k = 1\n\na = dict(x=k)'), 'a.x') == 'c.py:3 via c.py:1'
+    assert lines(cfg, 'a.x') == lines(pickle.loads(pickle.dumps(cfg)), 'a.x') == 'c.py:2 via c.py:1'
+
+
 def test_origin_of_what_is_imported_or_defined(write):
     cfg = load(write, 'from __future__ import annotations\nfrom collections import OrderedDict\n\nclass A:\n    x = 1')
     assert lines(cfg, 'OrderedDict') == 'c.py:2' and lines(cfg, 'A') == 'c.py:4'
@@ -758,7 +873,9 @@ def test_origin_of_a_value_moved_from_another_config(write):
 
 def test_origin_of_keys_with_dots_and_unknown_keys(write):
     cfg = load(write, "a = {'.b.c': dict(d=1),\n 3: 4}\nlr = 1")
-    assert lines(cfg, 'a..b.c.d') == 'c.py:1' and lines(cfg, 'a.3') == 'c.py:2'
+    assert lines(cfg, 'a..b.c.d') == 'c.py:1' and lines(cfg, 'a.3') == lines(cfg, ('a', 3)) == 'c.py:2'
+    assert lines(load(write, "a = {'3': 4}"), ('a', 3)) == 'c.py:1'
+    cfg = load(write, "a = {'.b.c': dict(d=1),\n 3: 4}\nlr = 1")
     with pytest.raises(KeyError, match="no 'lrr' in the config; did you mean 'lr'?"):
         cfg.origin('lrr')
     with pytest.raises(KeyError, match="no 'x' in a"):

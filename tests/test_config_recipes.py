@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from workspace_lib.config import Config
-from workspace_lib.tools.annotate import annotate, leaves
+from workspace_lib.tools.annotate import annotate, leaves, origins
 
 pytestmark = pytest.mark.filterwarnings('ignore:The config file .* will be deprecated:DeprecationWarning')
 
@@ -129,6 +129,12 @@ def test_the_line_of_every_leaf_holds_its_key_or_value(recipes):
                 wrong.append((name, path, value, str(origin), text))
     assert not wrong, f'{len(wrong)} of {count}: {wrong[:5]}'
     assert count > 60_000 and computed < count / 100
+
+
+def test_origins_are_those_of_one_question_after_the_other(recipes):
+    for name, cfg in list(recipes.items())[::4]:
+        found = origins(cfg)
+        assert found == {path: cfg.origin(path) for path, _ in leaves(cfg.to_dict())}, name
 
 
 def test_every_line_on_the_way_holds_the_value_or_a_name(recipes):

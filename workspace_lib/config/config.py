@@ -13,7 +13,7 @@ from . import text
 from .load import Loaded, check_format, load
 from .merge import DELETE_KEY, merge, near_names, nested
 from .node import ConfigDict, children, mark, plain, wrap
-from .origin import CODE, OVERRIDE, History, Origin
+from .origin import CODE, OVERRIDE, History, Origin, Spot
 from .placeholders import has_key
 
 RESERVED_KEYS = ('filename', 'text', 'pretty_text')
@@ -103,17 +103,15 @@ class Config:
 
     def origin(self, key: str | Sequence[Any]) -> Origin:
         """Where the value of 'data.train.pipeline.1.size' (or of a sequence of keys and indices) was set."""
-        value: Any = self._cfg_dict
-        history, path = self._cfg_dict._born
-        made_in_code = False
-        for part in _split_key(value, key):
-            value, path = value[part], (*path, part)
-            if isinstance(value, ConfigDict):
-                made_in_code = value._born is None
-                history, path = value._born or (history, path)
-            elif isinstance(value, list | tuple):
-                made_in_code = made_in_code or len(value) != history.length(path)
-        return history.origin(path, value, made_in_code)
+        parts, done = key.split('.') if isinstance(key, str) else list(key), 0
+        spot = Spot(self._cfg_dict, History.step(*self._cfg_dict._born))
+        while done < len(parts):
+            name, length = _next_key(spot.value, parts[done:])
+            if not length:
+                near = near_names(parts[done], spot.value if isinstance(spot.value, dict) else ())
+                raise KeyError(f'no {parts[done]!r} in {".".join(map(str, parts[:done])) or "the config"}{near}')
+            spot, done = spot.item(name), done + length
+        return spot.origin()
 
     def __repr__(self) -> str:
         return f'Config (path: {self.filename}): {self._cfg_dict!r}'
@@ -184,8 +182,9 @@ def where(node: Any, key: Any = None) -> str:
     path = path if value is node else (*path, key)
     if not path:
         return ''
-    origin = history.origin(path, value)
-    if isinstance(value, dict) and history.in_part(path):
+    step = history.step(path)
+    origin = Spot(value, step).origin()
+    if isinstance(value, dict) and step and step[0].old and step[0].place[0] == OVERRIDE and not step[0].replaces:
         first = next((old for old in origin.overrides if old.file != OVERRIDE), origin)
         return f'{".".join(map(str, path))}, set in {first}, in part by an override'
     place = {CODE: 'in code', OVERRIDE: 'by an override'}.get(origin.file, f'in {origin}')
@@ -198,27 +197,11 @@ def place(node: Any, key: Any = None) -> str:
     return f' ({found})' if found else ''
 
 
-def _split_key(values: Any, key: str | Sequence[Any]) -> list[Any]:
-    """['pipeline', 1, 'size'] for 'pipeline.1.size'; a key of `values` may hold dots itself."""
-    parts = key.split('.') if isinstance(key, str) else list(key)
-    found: list[Any] = []
-    while parts:
-        name, length = _next_key(values, parts)
-        if not length:
-            near = near_names(parts[0], values if isinstance(values, dict) else ())
-            raise KeyError(f'no {parts[0]!r} in {".".join(map(str, found)) or "the config"}{near}')
-        found.append(name)
-        values, parts = values[name], parts[length:]
-    return found
-
-
 def _next_key(values: Any, parts: list[Any]) -> tuple[Any, int]:
-    """The key of `values` that `parts` begin with, and how many of them it takes; 0 if there is none."""
-    if has_key(values, parts[0]):
-        return parts[0], 1
+    """The key of `values` that `parts` begin with, and how many of them it takes as it may hold dots; 0 for none."""
     for length in range(1, len(parts) + 1):
         name = '.'.join(map(str, parts[:length]))
-        for key in (name, int(name) if name.isdigit() else name):
+        for key in (parts[0] if length == 1 else name, name, int(name) if name.isdigit() else name):
             if has_key(values, key):
                 return key, length
     return None, 0

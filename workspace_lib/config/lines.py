@@ -8,23 +8,24 @@ import ast
 from typing import Any
 
 from .load import Loaded
-from .placeholders import token_number
+from .placeholders import BaseValues, token_number
 from .tree import Each, Node, Place
 
 _SAME_VALUE = {'list', 'tuple', 'copy', 'deepcopy'}
+_PLAIN = {ast.Constant, ast.Name, ast.Dict, ast.Call, ast.List, ast.Tuple, ast.BinOp, ast.UnaryOp}
 
 
 def json_lines(loaded: Loaded, bases: Node) -> Node:
     """JSON is an expression of Python, but for an escape: `true` and the like are names that stand for themselves."""
     expression = ast.parse('(' + loaded.code.replace('\\/', '/') + '\n)', mode='eval')
-    return PythonLines(loaded, bases).value(expression.body)
+    return PythonLines(loaded.filename, loaded.base_values, bases).value(expression.body)
 
 
 def yaml_lines(loaded: Loaded, bases: Node) -> Node:
     """YAML as an expression of Python, in which what has an anchor is a variable, and `<<: *anchor` is `**variable`."""
     import yaml
     root = yaml.compose(loaded.code, Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
-    lines, construct = PythonLines(loaded, bases), yaml.SafeLoader('').construct_object
+    lines, construct = PythonLines(loaded.filename, loaded.base_values, bases), yaml.SafeLoader('').construct_object
 
     def expression(node: Any) -> ast.expr:
         line = node.start_mark.line + 1
@@ -51,27 +52,32 @@ def yaml_lines(loaded: Loaded, bases: Node) -> Node:
 
 
 class PythonLines:
-    """Follows what assignments give to names, as far as their text tells it."""
+    """Follows what assignments give to names, as far as their text tells it.
 
-    def __init__(self, loaded: Loaded, bases: Node):
-        self.loaded, self.bases = loaded, bases
+    `plain`: whether nothing but displays, constants and names was assigned, so that running it could tell no more.
+    """
+
+    def __init__(self, filename: str, base_values: BaseValues, bases: Node):
+        self.filename, self.base_values, self.bases = filename, base_values, bases
         self.names: dict[str, Node] = {}
+        self.plain = True
 
     def place(self, line: int) -> Place:
-        return self.loaded.filename, line
+        return self.filename, line
 
     def scalar(self, text: Any, line: int) -> Node:
         """A value without items or, where a placeholder stands, the base's value."""
-        number = token_number(text)
-        if number is None or number >= len(self.loaded.base_values.keys):
+        number = token_number(text) if self.base_values.keys else None
+        if number is None or number >= len(self.base_values.keys):
             return Node(self.place(line))
         node = self.bases
-        for key in self.loaded.base_values.find(number)[0]:
+        for key in self.base_values.find(number)[0]:
             node = node.item(key)
         return node.used_at(self.place(line))
 
     def follow(self, statement: ast.stmt) -> list[str]:
         """Note what a statement assigns to names, and return these."""
+        self.plain &= isinstance(statement, ast.Assign) and 'dict' not in self.names  # which may do anything now
         if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
             return []
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
@@ -82,6 +88,7 @@ class PythonLines:
         if isinstance(target, ast.Name):
             self.names[target.id] = value.at(self.place(target.lineno), self.names.get(target.id))
             return [target.id]
+        self.plain = False
         if not isinstance(target, ast.Tuple | ast.List):
             return []
         elements = value.elements() or []
@@ -92,6 +99,7 @@ class PythonLines:
 
     def value(self, expression: ast.expr) -> Node:
         """The tree of an expression's value, as far as the text tells."""
+        self.plain &= type(expression) in _PLAIN
         build = getattr(self, f'value_{type(expression).__name__}', None)
         node = build(expression) if build else None
         return node or Node(self.place(expression.lineno))
@@ -104,38 +112,42 @@ class PythonLines:
         return known.used_at(self.place(name.lineno)) if known else self.scalar(name.id, name.lineno)
 
     def value_Dict(self, display: ast.Dict) -> Node:
+        self.plain &= all(key is None or isinstance(key, ast.Constant) for key in display.keys)
+        return self.mapping(display.lineno, display.keys, display.values)
+
+    def mapping(self, line: int, keys: list[Any], values: list[ast.expr]) -> Node:
         items: dict[Any, Node] = {}
-        for key, value in zip(display.keys, display.values, strict=True):
+        for key, value in zip(keys, values, strict=True):
             node = self.value(value)
-            if isinstance(key, ast.Constant):
-                items[key.value] = node.at(self.place(key.lineno))
+            if isinstance(key, ast.Constant | ast.keyword):
+                items[key.value if isinstance(key, ast.Constant) else key.arg] = node.at(self.place(key.lineno))
             elif key is None and isinstance(node.items, dict):  # `**value`
                 items.update({name: node.item(name) for name in node.items})
-        return Node(self.place(display.lineno), items)
+        return Node(self.place(line), items)
 
     def value_Call(self, call: ast.Call) -> Node | None:
         name = getattr(call.func, 'id', getattr(call.func, 'attr', ''))
         if name == 'dict':  # a display in other words
-            keys: list[ast.expr | None] = [None] * len(call.args)
-            keys += [ast.Constant(part.arg, lineno=part.lineno) if part.arg else None for part in call.keywords]
-            values = [*call.args, *(part.value for part in call.keywords)]
-            return self.value_Dict(ast.Dict(keys, values, lineno=call.lineno))
+            keys = [*[None] * len(call.args), *(part if part.arg else None for part in call.keywords)]
+            return self.mapping(call.lineno, keys, [*call.args, *(part.value for part in call.keywords)])
+        self.plain = False
         sources = call.args or ([call.func.value] if isinstance(call.func, ast.Attribute) else [])
         return self.value(sources[0]) if name in _SAME_VALUE and len(sources) == 1 else None
 
     def value_List(self, display: ast.List | ast.Tuple) -> Node:
         items: list[Node] = []
         for element in display.elts:
-            spread = [self.value(element)]
-            if isinstance(element, ast.Starred):
-                known = self.value(element.value).elements()
-                if known is None:  # the index of what follows is not known
-                    break
-                spread = known
+            spread = self.value(element.value).elements() if isinstance(element, ast.Starred) else [self.value(element)]
+            if spread is None:  # the index of what follows is not known
+                self.plain = False
+                break
             items += spread
         return Node(self.place(display.lineno), dict(enumerate(items)))
 
     value_Tuple = value_List
+
+    def value_UnaryOp(self, operation: ast.UnaryOp) -> None:
+        self.value(operation.operand)
 
     def value_BinOp(self, operation: ast.BinOp) -> Node | None:
         first, second = self.value(operation.left).elements(), self.value(operation.right).elements()

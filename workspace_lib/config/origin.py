@@ -5,8 +5,7 @@ While loading nothing is computed. The first question replays the merge, with li
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from .lines import json_lines, yaml_lines
 from .load import Loaded
@@ -16,6 +15,7 @@ from .placeholders import has_key
 from .tree import Node, Place, changed, place_text, same
 from .watch import python_lines
 
+Step = tuple[Node, 'Node | None', Any]  # node, overridden node and value of something after loading
 OVERRIDE, CODE = '<override>', '<code>'
 
 
@@ -41,41 +41,14 @@ class History:
 
     def __init__(self, loaded: Loaded | None, values: dict[Any, Any], merges: tuple[Any, ...] = ()):
         self.loaded, self.values, self.merges = loaded, values, merges
+        self._steps: dict[Path, Step | None] = {}
 
-    def origin(self, path: Path, value: Any, made_in_code: bool = False) -> Origin:
-        """Origin of `value`, which stands at `path` now; what was not there after loading was set in code."""
-        step = self._step(path)
-        if step is None:
-            return Origin(CODE, 0)
-        node, old, loaded = step
-        alias = [place for place in dict.fromkeys(node.alias) if place != node.place]
-        origin = Origin(*node.place, alias, _overridden(node.old or old))
-        if made_in_code or not _kept(loaded, value):
-            return Origin(CODE, 0, [], [origin, *origin.overrides])
-        return origin
+    def step(self, path: Path) -> Step | None:
+        """What stood at `path` after loading; None if nothing did."""
+        if path not in self._steps:
+            self._steps[path] = below(self.step(path[:-1]), path[-1]) if path else (self._root(), None, self.values)
+        return self._steps[path]
 
-    def length(self, path: Path) -> int:
-        """How many items stood at `path` after loading."""
-        step = self._step(path)
-        return len(step[2]) if step and isinstance(step[2], dict | list | tuple) else -1
-
-    def in_part(self, path: Path) -> bool:
-        """Whether an override changed items of the dictionary at `path`, which stood there before."""
-        node = (self._step(path) or [None])[0]
-        return node is not None and node.place[0] == OVERRIDE and node.old is not None and not node.replaces
-
-    def _step(self, path: Path) -> tuple[Node, Node | None, Any] | None:
-        """Node, overridden node and value at `path` after loading; None if there was nothing."""
-        node, old, value = self._root, None, self.values
-        for key in path:
-            if not has_key(value, key):
-                return None
-            above = node.old if node.replaces else old
-            old = above.known_item(key) if above else None
-            node, value = node.item(key), value[key]
-        return node, old, value
-
-    @cached_property
     def _root(self) -> Node:
         node = merged_node(self.loaded) if self.loaded else Node((CODE, 0))
         values = self.loaded.values if self.loaded else self.values
@@ -86,16 +59,50 @@ class History:
         return node
 
 
+def below(step: Step | None, key: Any) -> Step | None:
+    """What stood at `key` of what `step` tells of; None if nothing did."""
+    if step is None or not has_key(step[2], key):
+        return None
+    node, old, value = step
+    above = node.old if node.replaces else old
+    return node.item(key), above.known_item(key) if above else None, value[key]
+
+
+class Spot(NamedTuple):
+    """A value as it stands now, and what stood there after loading; what did not was made in code."""
+
+    value: Any
+    step: Step | None
+    made_in_code: bool = False
+
+    def item(self, key: Any) -> Spot:
+        value = self.value[key]
+        if isinstance(value, ConfigDict) and value._born:
+            return Spot(value, History.step(*value._born))
+        step = below(self.step, key)
+        made_in_code = isinstance(value, ConfigDict) or (
+            isinstance(value, list | tuple) and step is not None and len([*children(step[2])]) != len(value))
+        return Spot(value, step, self.made_in_code or made_in_code)
+
+    def origin(self) -> Origin:
+        if self.step is None:
+            return Origin(CODE, 0)
+        node, old, loaded = self.step
+        alias = [place for place in dict.fromkeys(node.alias) if place != node.place] if node.alias else []
+        origin = Origin(*node.place, alias, _overridden(node.old or old))
+        if self.made_in_code or loaded is not self.value and not _kept(loaded, self.value):
+            return Origin(CODE, 0, [], [origin, *origin.overrides])
+        return origin
+
+
 def _overridden(node: Node | None) -> list[Origin]:
     return [Origin(*node.place, list(node.alias)), *_overridden(node.old)] if node else []
 
 
 def _kept(before: Any, now: Any) -> bool:
     """Whether a value is what was loaded; of a dictionary or list the items may have changed, not their number."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return True
     if not isinstance(before, list | tuple) or type(before) is not type(now):
-        return same(before, now)
+        return isinstance(before, dict) and isinstance(now, dict) or same(before, now)
     made = [item for item in now if isinstance(item, ConfigDict) and item._born is None]
     return len(before) == len(now) and not made and all(map(_kept, before, now))
 
@@ -106,18 +113,14 @@ def _code_node(key: Any, value: Any, old: Node | None) -> Node:
 
 def own_node(loaded: Loaded, bases: Node) -> Node:
     """The tree of a file's own values, some of which may be its bases'."""
-    if loaded.filename.endswith('.py'):
-        return python_lines(loaded, bases)
-    return json_lines(loaded, bases) if loaded.filename.endswith('.json') else yaml_lines(loaded, bases)
+    readers = {'py': python_lines, 'json': json_lines}
+    return readers.get(loaded.filename.rpartition('.')[2], yaml_lines)(loaded, bases)
 
 
 def bases_node(loaded: Loaded) -> Node:
     """The tree of the values that a file inherits."""
-    items: dict[Any, Node] = {}
-    for base in loaded.bases:
-        root = merged_node(base)
-        items.update({key: root.item(key) for key in base.values})
-    return Node((loaded.filename, 1), items)
+    roots = [(base.values, merged_node(base)) for base in loaded.bases]
+    return Node((loaded.filename, 1), {key: root.item(key) for values, root in roots for key in values})
 
 
 def merged_node(loaded: Loaded) -> Node:

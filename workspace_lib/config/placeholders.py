@@ -102,6 +102,6 @@ class BaseValues:
 
 
 def has_key(values: Any, key: Any) -> bool:
-    if isinstance(values, list | tuple):
-        return isinstance(key, int) and 0 <= key < len(values)
-    return isinstance(values, dict) and key in values
+    if isinstance(values, dict):
+        return key in values
+    return isinstance(values, list | tuple) and isinstance(key, int) and 0 <= key < len(values)

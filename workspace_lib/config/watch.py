@@ -1,4 +1,6 @@
-"""Runs the kept text of a Python config again and watches its values: what a statement changed was set by that one.
+"""Which line of a Python config set each value: told by its text alone where that only names what it writes out.
+
+Any other is run again from its kept text and its values are watched: what a statement changed was set by that one.
 
 In: a `Loaded` and the tree of its merged bases. Out: the tree of the file's own values.
 """
@@ -6,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from types import CodeType
 from typing import Any
@@ -13,20 +16,29 @@ from typing import Any
 from .lines import PythonLines
 from .load import Loaded, run_python
 from .node import children, plain
+from .placeholders import BaseValues
 from .tree import Node, changed
+
+_NOTHING = BaseValues('', '', [], None), Node(('', 0))  # one and the same for each file without placeholders
 
 
 def python_lines(loaded: Loaded, bases: Node) -> Node:
-    lines = PythonLines(loaded, bases)
-    code, statements = _probed(loaded.code)
-    watch = _Watch(lines, statements)
-    try:
-        run_python(loaded.filename, code, len(loaded.base_values.keys), __probe__=watch.after)
-    except Exception:  # it ran when it was loaded, but not now: what the text tells is the best there is
-        lines.names = {}
-        for statement in ast.parse(loaded.code).body:
-            lines.follow(statement)
+    inherited = (loaded.base_values, bases) if loaded.base_values.keys else _NOTHING
+    lines = _told(loaded.filename, loaded.code, *inherited)
+    if not lines.plain:
+        watched, (code, statements) = PythonLines(loaded.filename, *inherited), _probed(loaded.code)
+        with suppress(Exception):  # it ran when it was loaded; if it does not now, what the text tells is the best
+            run_python(loaded.filename, code, len(loaded.base_values.keys), __probe__=_Watch(watched, statements).after)
+            lines = watched
     return Node(lines.place(1), lines.names)
+
+
+@lru_cache(maxsize=512)  # it follows from what it is given and nobody changes it, so it neither ages nor leaks
+def _told(filename: str, text: str, base_values: BaseValues, bases: Node) -> PythonLines:
+    lines = PythonLines(filename, base_values, bases)
+    for statement in ast.parse(text).body:
+        lines.follow(statement)
+    return lines
 
 
 @lru_cache(maxsize=64)  # a syntax tree is some hundred times larger than its text

@@ -9,15 +9,18 @@ from functools import cache
 from typing import Any
 
 from ..config import Config, Origin, place_text
-from ..config.node import Path, children
+from ..config.node import SCALARS, Path, children
+from ..config.origin import History, Spot
 from ..config.text import WIDTH, pretty_lines
 
 
 def annotate(cfg: Config) -> str:
     """`cfg.pretty_text` in lines whose values all come from the same place, which stands behind them."""
+    found = origins(cfg)
+
     @cache
     def comment(path: Path) -> str:
-        return origin_text(cfg.origin(path))
+        return origin_text(found[path])
 
     def fits(line: str, value: Any, path: Path) -> bool:
         if not list(children(value)):  # an element of a list, to follow the one before it on the line
@@ -60,3 +63,20 @@ def origin_text(origin: Origin) -> str:
     if origin.overrides:
         text += f' (over {", ".join(map(str, origin.overrides))})'
     return text
+
+
+def origins(cfg: Config) -> dict[Path, Origin]:
+    """The origin of every value without items, as `cfg.origin` says of each, in one walk: in half the time."""
+    found: dict[Path, Origin] = {}
+    _add_origins(Spot(cfg._cfg_dict, History.step(*cfg._cfg_dict._born)), (), found)
+    return found
+
+
+def _add_origins(spot: Spot, path: Path, found: dict[Path, Origin]) -> None:
+    if not list(children(spot.value)):
+        found[path] = spot.origin()
+    for key, value in children(spot.value):
+        if type(value) in SCALARS:
+            found[(*path, key)] = spot.item(key).origin()
+        else:
+            _add_origins(spot.item(key), (*path, key), found)
