@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from ..registry import PIPELINES, build_from_cfg
+from .decode import decode_later
 from .formatting import Collect, LoadImageFromFile, ToTensor, image_path
-from .transforms import GLOBAL_RNG, ImageStep, Normalize
+from .jpeg_crop import decoder
+from .transforms import GLOBAL_RNG, ImageStep, Normalize, RandomResizedCrop
 
 _log = logging.getLogger(__name__)
 _UINT8 = np.dtype(np.uint8)
@@ -97,7 +99,7 @@ class Pipeline:
         self.steps: list[Any] = [_build(step) for step in steps]
         self.keys: Sequence[str] = ('img', 'gt_label')
         self.device_stage = DeviceStage()
-        self._read = LoadImageFromFile().read
+        self._read: Callable[[Any], Any] = LoadImageFromFile().read
         self._transforms: list[Callable[[np.ndarray, random.Random], np.ndarray]] = []
         self._rng = random.Random()
         obstacle = self._split()
@@ -127,7 +129,8 @@ class Pipeline:
         if rest and isinstance(rest[0], LoadImageFromFile):
             if rest[0].to_float32:
                 return 'LoadImageFromFile(to_float32=True) gives float'
-            self._read = rest.pop(0).read
+            load = rest.pop(0)
+            self._read = decode_later if rest and _may_crop_first(load, rest[0]) and decoder() else load.read
         while rest and isinstance(rest[0], ImageStep) and rest[0].keeps_uint8:
             self._transforms.append(rest.pop(0).transform)
         normalize = rest.pop(0) if rest and isinstance(rest[0], Normalize) else None
@@ -179,6 +182,12 @@ class Pipeline:
         img = torch.as_tensor(self.item(info)['img'])
         img = img.permute(2, 0, 1).contiguous() if self.is_split else img
         return {'img': self.device_stage(img[None].to(device))}
+
+
+def _may_crop_first(load: LoadImageFromFile, step: Any) -> bool:
+    """Whether no more of a file is needed than what is cut out of it; classes derived from these two may see more."""
+    return type(load) is LoadImageFromFile and (load.color_type, load.imdecode_backend) == ('color', None) \
+        and type(step) is RandomResizedCrop
 
 
 def _build(step: Any) -> Any:
