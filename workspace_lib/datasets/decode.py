@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from .jpeg_crop import crop, decoder
+from ..jpeg_crop import crop, decoder
 
 FLAGS = {'color': cv2.IMREAD_COLOR, 'grayscale': cv2.IMREAD_GRAYSCALE, 'unchanged': cv2.IMREAD_UNCHANGED,
          'color_ignore_orientation': cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
@@ -58,7 +58,7 @@ class UndecodedJpeg:
 
     def __getitem__(self, box: tuple[slice, slice]) -> np.ndarray:
         (top, bottom), (left, right) = ((side.start, side.stop) for side in box)
-        pixels = crop(decoder(), self.data, self.shape[:2], top, left, bottom - top, right - left)
+        pixels = crop(decoder(), self.data, self.shape[:2], (top, left, bottom - top, right - left))
         return _decoded(self.data, self.name, 'color', None)[box] if pixels is None else pixels
 
 

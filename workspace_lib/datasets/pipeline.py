@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..jpeg_crop import decoder
 from ..registry import PIPELINES, build_from_cfg
 from .decode import decode_later
 from .formatting import Collect, LoadImageFromFile, ToTensor, image_path
-from .jpeg_crop import decoder
 from .transforms import GLOBAL_RNG, ImageStep, Normalize, RandomResizedCrop
 
 _log = logging.getLogger(__name__)
@@ -129,8 +129,8 @@ class Pipeline:
         if rest and isinstance(rest[0], LoadImageFromFile):
             if rest[0].to_float32:
                 return 'LoadImageFromFile(to_float32=True) gives float'
-            load = rest.pop(0)
-            self._read = decode_later if rest and _may_crop_first(load, rest[0]) and decoder() else load.read
+            self._read = decode_later if _needs_a_box(rest) else rest[0].read
+            del rest[0]
         while rest and isinstance(rest[0], ImageStep) and rest[0].keeps_uint8:
             self._transforms.append(rest.pop(0).transform)
         normalize = rest.pop(0) if rest and isinstance(rest[0], Normalize) else None
@@ -184,10 +184,10 @@ class Pipeline:
         return {'img': self.device_stage(img[None].to(device))}
 
 
-def _may_crop_first(load: LoadImageFromFile, step: Any) -> bool:
-    """Whether no more of a file is needed than what is cut out of it; classes derived from these two may see more."""
-    return type(load) is LoadImageFromFile and (load.color_type, load.imdecode_backend) == ('color', None) \
-        and type(step) is RandomResizedCrop
+def _needs_a_box(steps: list[Any]) -> bool:
+    """Whether of a file only a box is needed, and can be had. Classes derived from these two may need more."""
+    known = [*map(type, steps[:2])] == [LoadImageFromFile, RandomResizedCrop]
+    return known and (steps[0].color_type, steps[0].imdecode_backend) == ('color', None) and decoder() is not None
 
 
 def _build(step: Any) -> Any:

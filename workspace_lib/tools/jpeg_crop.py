@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..datasets.jpeg_crop import BUILD, SOURCE, library_path, load
+from ..jpeg_crop import SOURCE, UNUSABLE, WAY_OUT, library_path, load
 
 NEEDED = 'apt-get install gcc libc6-dev libjpeg-dev'
 #: In the library itself, where the archive allows: no package to hold beside it, and no other libjpeg to meet.
@@ -50,19 +50,18 @@ def state(path: Path) -> tuple[bool, str]:
     """Whether crop decoding is on, and that in words."""
     try:
         load(path)
-    except RuntimeError as error:
-        return False, f'crop decoding is off: {error}'
+    except UNUSABLE as error:
+        return False, f'crop decoding is off: {error}; {WAY_OUT}'
     return True, 'crop decoding is on: of a JPEG that is cropped first, only the box is decoded'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=BUILD, description=__doc__)
+    parser = argparse.ArgumentParser(prog='python -m workspace_lib.tools.jpeg_crop', description=__doc__)
     parser.add_argument('--prefix', default=sys.prefix, help='environment that gets it; default: this one')
     parser.add_argument('--check', action='store_true', help='compile nothing; exit status 1 where it is off')
-    parser.add_argument('--force', action='store_true', help='compile anew what is there already')
     args = parser.parse_args(argv)
     path = library_path(args.prefix)
-    if not args.check and (args.force or not path.is_file()):
+    if not args.check:
         try:
             build(path, os.environ.get('CC', 'cc'))
         except (RuntimeError, OSError) as error:

@@ -39,8 +39,8 @@ static int is_within(int from, int length, int whole) { return from >= 0 && leng
 
 static int least(int a, int b) { return a < b ? a : b; }
 
-static int decode(struct jpeg_decompress_struct *info, int image_width, int image_height, int left, int top, int width,
-                  int height, int room, unsigned char *out) {
+static int decode(struct jpeg_decompress_struct *info, int image_height, int image_width, int top, int left, int height,
+                  int width, int room, unsigned char *out) {
     jpeg_read_header(info, TRUE);
     if ((int)info->image_width != image_width || (int)info->image_height != image_height || !is_plain(info)) return -1;
     info->out_color_space = JCS_EXT_BGR;
@@ -58,8 +58,8 @@ static int decode(struct jpeg_decompress_struct *info, int image_width, int imag
     return left - (int)start;
 }
 
-int jpeg_crop(const unsigned char *data, size_t size, int image_width, int image_height, int left, int top, int width,
-              int height, int room, unsigned char *out) {
+int jpeg_crop(const unsigned char *data, size_t size, int image_height, int image_width, int top, int left, int height,
+              int width, int room, unsigned char *out) {
     struct jpeg_decompress_struct info;
     struct errors errors;
     if (!is_within(left, width, image_width) || !is_within(top, height, image_height)) return -1;
@@ -67,7 +67,7 @@ int jpeg_crop(const unsigned char *data, size_t size, int image_width, int image
     if (setjmp(errors.out)) { jpeg_destroy_decompress(&info); return -1; }
     jpeg_create_decompress(&info);
     jpeg_mem_src(&info, data, size);
-    int offset = decode(&info, image_width, image_height, left, top, width, height, room, out);
+    int offset = decode(&info, image_height, image_width, top, left, height, width, room, out);
     jpeg_destroy_decompress(&info);
     return offset;
 }

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-_log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_suffix('.c')
-BUILD = 'python -m workspace_lib.tools.jpeg_crop'
-BESIDE = 63  # columns that the C function may need on both sides of a box
+WAY_OUT = 'python -m workspace_lib.tools.jpeg_crop compiles it'
+UNUSABLE = (OSError, AttributeError, RuntimeError)  # what `load` raises
+BESIDE = 63  # columns that the C function may need beside a box
+Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 def library_path(prefix: str = sys.prefix) -> Path:
@@ -31,36 +32,31 @@ def decoder() -> Any:
     """The C function, or None, with the reason once in the log. A process that forks passes it on."""
     try:
         return load(library_path())
-    except RuntimeError as error:
-        _log.info('JPEGs are decoded whole before they are cropped: %s', error)
+    except UNUSABLE as error:
+        logging.getLogger(__name__).info('JPEGs are decoded whole before they are cropped: %s; %s', error, WAY_OUT)
         return None
 
 
 def load(path: Path) -> Any:
-    """The C function of a compiled library. RuntimeError: it is not there, does not load, or gives other pixels."""
-    if not path.is_file():
-        raise RuntimeError(f'there is no {path}; {BUILD} compiles it')
-    try:
-        function = ctypes.CDLL(str(path)).jpeg_crop
-    except (OSError, AttributeError) as error:
-        raise RuntimeError(f'{path} does not load ({error}); {BUILD} --force compiles it anew') from error
+    """The C function of a compiled library.
+
+    Raises:
+        OSError, AttributeError: there is none, or it is no library of ours. RuntimeError: it gives other pixels in a
+            box amid noise with chroma at half the resolution, where everything at the edges of blocks would show.
+    """
+    function = ctypes.CDLL(str(path)).jpeg_crop
     function.argtypes = [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_int] * 7, ctypes.c_void_p]
-    _compare(function, path)
+    noise = (np.arange(80 * 80 * 3) ** 2 % 251).astype(np.uint8).reshape(80, 80, 3)
+    data = simplejpeg.encode_jpeg(noise, 90, 'BGR', '420')
+    box = crop(function, data, (80, 80), (21, 35, 29, 23))
+    if box is None or not np.array_equal(box, simplejpeg.decode_jpeg(data, 'BGR')[21:50, 35:58]):
+        raise RuntimeError(f'{path} gives other pixels than simplejpeg: the libjpeg in it is of another kind')
     return function
 
 
-def _compare(function: Any, path: Path) -> None:
-    """A box amid noise with chroma at half the resolution: what is at the edges of blocks would show."""
-    noise = (np.arange(80 * 80 * 3) ** 2 % 251).astype(np.uint8).reshape(80, 80, 3)
-    data = simplejpeg.encode_jpeg(noise, 90, 'BGR', '420')
-    box = crop(function, data, (80, 80), 21, 35, 29, 23)
-    if box is None or not np.array_equal(box, simplejpeg.decode_jpeg(data, 'BGR')[21:50, 35:58]):
-        raise RuntimeError(f'{path} gives other pixels than simplejpeg: the libjpeg in it is of another kind')
-
-
-def crop(function: Any, data: bytes, size: tuple[int, int], top: int, left: int, height: int, width: int
-         ) -> np.ndarray | None:
+def crop(function: Any, data: bytes, size: tuple[int, int], box: Box) -> np.ndarray | None:
     """uint8 (height, width, 3) in BGR order; None where the file is no plain JPEG of that `size` (height, width)."""
+    height, width = box[2:]
     rows = np.empty((height, width + BESIDE, 3), np.uint8)
-    at = function(data, len(data), size[1], size[0], left, top, width, height, width + BESIDE, rows.ctypes.data)
+    at = function(data, len(data), *size, *box, width + BESIDE, rows.ctypes.data)
     return None if at < 0 else rows[:, at:at + width]
