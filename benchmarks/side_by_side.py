@@ -85,8 +85,10 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
+    from workspace_lib.jpeg_crop import decoder
     from workspace_lib.tools.versions import collect_versions
-    return {name: value for name, value in collect_versions().items() if value}
+    known = {name: value for name, value in collect_versions().items() if value}
+    return known | {'crop decoding': 'on' if decoder() else 'off'}
 
 
 def without_place(word: str) -> str:

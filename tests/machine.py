@@ -32,6 +32,7 @@ class FakeHost(Host):
         self.spaces: dict[str, Space] = {}
         self.ports: dict[int, dict[tuple[str, str], tuple[int, object]]] = {}
         self.calls: list[str] = []
+        self.commands[f'{root}/.venv/bin/python -m workspace_lib.tools.jpeg_crop'] = (0, 'crop decoding is on')
         self.give_gpu()
         self.give_docker()
 

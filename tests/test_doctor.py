@@ -483,6 +483,20 @@ class TestLocal:
         found = only_fault(host, 'local')
         assert found.symptom == 'python-missing' and found.way_out == ['sudo apt-get install -y python3.12']
 
+    @pytest.mark.parametrize('compiled', [True, False])
+    def test_says_whether_crops_are_decoded(self, host, tmp_path, compiled):
+        host.no_gpu()
+        (tmp_path / '.venv').mkdir()
+        (tmp_path / '.venv' / '.installed').touch()
+        said = 'crop decoding is on' if compiled else 'crop decoding is off: no jpeg_crop.so'
+        host.commands[f'{tmp_path}/.venv/bin/python -m workspace_lib.tools.jpeg_crop --check'] = (not compiled, said)
+        if compiled:
+            assert said in [finding.said for finding in look(host, 'local') if finding.level == 'ok']
+        else:
+            found = warning(host, 'local')
+            assert (found.symptom, found.seen) == ('crop-decoding', said)
+            assert found.way_out[0] == 'sudo apt-get install -y gcc libc6-dev libjpeg-dev'
+
     def test_pytorch_cannot_use_the_gpu(self, host, tmp_path):
         (tmp_path / '.venv' / 'bin').mkdir(parents=True)
         (tmp_path / '.venv' / 'bin' / 'python').touch()

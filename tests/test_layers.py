@@ -17,7 +17,7 @@ ROOT = Path(workspace_lib.__file__).parent
 # From the ground up. A tuple is a room: its modules may import each other, rooms of one layer may not.
 LAYERS: list[list[tuple[str, ...]]] = [
     [('config',)],
-    [('trace',), ('recipes',), ('borrow',), ('arguments',)],
+    [('trace',), ('recipes',), ('borrow',), ('arguments',), ('jpeg_crop',)],
     [('registry',)],
     [('dist',), ('randomness',)],
     [('device',)],

@@ -79,6 +79,7 @@ def test_the_file_says_what_ran_on_what_and_is_there_after_each_part(results):
     results.section('km', 'l', {'ours': [1.]}, base='ours')
     found = read(results)
     assert {'name', 'command', 'started', 'rounds', 'machine', 'versions', 'sections', 'aims', 'missing'} <= set(found)
+    assert found['versions']['crop decoding'] in ('on', 'off')
     assert found['versions']['torch'] and found['versions']['commit'] and found['machine']['cores'] >= 1
 
 

@@ -283,6 +283,11 @@ class TestImage:
         run('docker', 'cp', str(CHECKOUT / 'docker' / 'steps' / 'check_mmcv.py'), f'{NAME}:/tmp/check_mmcv.py')
         assert 'nms and RoIAlign equal torchvision' in inside('python /tmp/check_mmcv.py')
 
+    def test_crops_are_decoded(self, up):
+        """The library that the build compiled is that of the mounted source, and has no need of libjpeg's package."""
+        assert inside('python -m workspace_lib.tools.jpeg_crop --check').startswith('crop decoding is on')
+        assert 'libjpeg' not in inside('ldd /opt/venv/lib/workspace_lib/jpeg_crop-*.so')
+
     def test_lab_has_a_panel_for_the_gpu(self, up):
         said = inside('jupyter labextension list 2>&1')
         assert [line for line in said.splitlines() if 'nvdashboard' in line and 'enabled' in line and 'OK' in line], \

@@ -12,13 +12,17 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from ..jpeg_crop import crop, decoder
+
 FLAGS = {'color': cv2.IMREAD_COLOR, 'grayscale': cv2.IMREAD_GRAYSCALE, 'unchanged': cv2.IMREAD_UNCHANGED,
          'color_ignore_orientation': cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
          'grayscale_ignore_orientation': cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION}
 BACKENDS = (None, 'cv2', 'pillow')
 _FAST = {'color': 'BGR', 'grayscale': 'GRAY'}
+WORTH_IT = 128 * 128  # pixels: below that, asking for a part costs more than the whole
 _KINDS = {b'\xff\xd8': 'JPEG', b'\x89P': 'PNG'}
-_segment = struct.Struct('>HH').unpack_from
+_segment = struct.Struct('>HHBHH').unpack_from  # marker, length; of a frame also precision, height, width
+_FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
 
 
 class DecodeError(ValueError):
@@ -40,13 +44,42 @@ def decode(source: bytes | str | PathLike[str], color: str = 'color', backend: s
         DecodeError: no image, or a truncated one.
         OSError: the file cannot be read.
     """
+    return _decoded(*_contents(source), color, backend)
+
+
+class UndecodedJpeg:
+    """A JPEG of which `img[top:bottom, left:right]` is all that gets decoded, with the pixels of `decode`.
+
+    Damage below that box is not noticed. `shape` is (H, W, 3), as the file's header has it.
+    """
+
+    def __init__(self, data: bytes, name: object, size: tuple[int, int]) -> None:
+        self.data, self.name, self.shape = data, name, (*size, 3)
+
+    def __getitem__(self, box: tuple[slice, slice]) -> np.ndarray:
+        (top, bottom), (left, right) = ((side.start, side.stop) for side in box)
+        pixels = crop(decoder(), self.data, self.shape[:2], (top, left, bottom - top, right - left))
+        return _decoded(self.data, self.name, 'color', None)[box] if pixels is None else pixels
+
+
+def decode_later(source: bytes | str | PathLike[str]) -> np.ndarray | UndecodedJpeg:
+    """As `decode`, in colour; but of a plain JPEG that ends as it should, only the box that is cut out of it later."""
+    data, name = _contents(source)
+    size = _size_of_plain_jpeg(data)
+    if decoder() and size and size[0] * size[1] >= WORTH_IT and data.endswith(b'\xff\xd9'):
+        return UndecodedJpeg(data, name, size)
+    return _decoded(data, name, 'color', None)
+
+
+def _contents(source: bytes | str | PathLike[str]) -> tuple[bytes, object]:
     if isinstance(source, bytes):
-        data, name = source, '<bytes>'
-    else:
-        name = source  # type: ignore[assignment]
-        with open(source, 'rb') as file:
-            data = file.read()
-    if backend is None and color in _FAST and _is_plain_jpeg(data):
+        return source, '<bytes>'
+    with open(source, 'rb') as file:
+        return file.read(), source
+
+
+def _decoded(data: bytes, name: object, color: str, backend: str | None) -> np.ndarray:
+    if backend is None and color in _FAST and _size_of_plain_jpeg(data):
         try:
             img = simplejpeg.decode_jpeg(data, _FAST[color])
             return img if color == 'color' else img[:, :, 0]
@@ -56,19 +89,19 @@ def decode(source: bytes | str | PathLike[str], color: str = 'color', backend: s
     return _with_pillow(data, color, name) if backend == 'pillow' else _with_opencv(data, color, name)
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    """A JPEG without EXIF data, whose rotation simplejpeg would not see. EXIF comes before any table."""
+def _size_of_plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG without EXIF data, whose rotation simplejpeg would not see; else None."""
     if data[:2] != b'\xff\xd8':
-        return False
+        return None
     at, end = 2, len(data) - 10
     while at < end:
-        marker, length = _segment(data, at)
-        if not (0xFFE0 <= marker <= 0xFFEF or marker == 0xFFFE):  # neither application data nor a comment
-            return marker >= 0xFFC0
-        if marker == 0xFFE1 and data[at + 4:at + 10] == b'Exif\0\0':
-            return False
+        marker, length, _, height, width = _segment(data, at)
+        if marker in _FRAMES:
+            return height, width
+        if marker < 0xFFC0 or marker == 0xFFE1 and data[at + 4:at + 10] == b'Exif\0\0':
+            return None
         at += 2 + length
-    return False
+    return None
 
 
 def _with_opencv(data: bytes, color: str, name: object) -> np.ndarray:

@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..jpeg_crop import decoder
 from ..registry import PIPELINES, build_from_cfg
+from .decode import decode_later
 from .formatting import Collect, LoadImageFromFile, ToTensor, image_path
-from .transforms import GLOBAL_RNG, ImageStep, Normalize
+from .transforms import GLOBAL_RNG, ImageStep, Normalize, RandomResizedCrop
 
 _log = logging.getLogger(__name__)
 _UINT8 = np.dtype(np.uint8)
@@ -110,7 +112,7 @@ class Pipeline:
         self.steps: list[Any] = [_build(step) for step in steps]
         self.keys: Sequence[str] = ('img', 'gt_label')
         self.device_stage = DeviceStage()
-        self._read = LoadImageFromFile().read
+        self._read: Callable[[Any], Any] = LoadImageFromFile().read
         self._transforms: list[Callable[[np.ndarray, random.Random], np.ndarray]] = []
         self._rng = random.Random()
         obstacle = self._split()
@@ -140,7 +142,8 @@ class Pipeline:
         if rest and isinstance(rest[0], LoadImageFromFile):
             if rest[0].to_float32:
                 return 'LoadImageFromFile(to_float32=True) gives float'
-            self._read = rest.pop(0).read
+            self._read = decode_later if _needs_a_box(rest) else rest[0].read
+            del rest[0]
         while rest and isinstance(rest[0], ImageStep) and rest[0].keeps_uint8:
             self._transforms.append(rest.pop(0).transform)
         before = reversed(self.steps[:len(self.steps) - len(rest)])
@@ -200,6 +203,12 @@ class Pipeline:
         img = torch.as_tensor(self.item(info)['img'])
         img = img.permute(2, 0, 1).contiguous() if self.is_split else img
         return {'img': self.device_stage(img[None].to(device))}
+
+
+def _needs_a_box(steps: list[Any]) -> bool:
+    """Whether of a file only a box is needed, and can be had. Classes derived from these two may need more."""
+    known = [*map(type, steps[:2])] == [LoadImageFromFile, RandomResizedCrop]
+    return known and (steps[0].color_type, steps[0].imdecode_backend) == ('color', None) and decoder() is not None
 
 
 def _build(step: Any) -> Any:

@@ -36,6 +36,7 @@ INPUTS = (
     'docker/requirements/*',
     'requirements/constraints.txt',
     'pyproject.toml',
+    'workspace_lib/jpeg_crop.c',
 )
 PROFILES = ('cpu', 'tensorboard', 'prepare', 'train')
 START_SECONDS = 180

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..jpeg_crop import decoder
 from .versions import collect_versions
 
 
@@ -28,6 +29,7 @@ def inventory() -> dict[str, Any]:
         'cudnn': torch.backends.cudnn.version(),
         'cuda_toolkit': cuda_toolkit(),
         'nvcc': nvcc(),
+        'crop_decoding': decoder() is not None,
         'packages': dict(sorted(packages.items(), key=lambda item: item[0].lower())),
     }
 

@@ -102,7 +102,8 @@ def rates_plot(rates: Mapping[str, Mapping[int, float]]) -> Plot:
 def step_seconds(dataset: Any, indices: Sequence[int]) -> dict[str, float]:
     """CPU seconds an image in each step of the pipeline as it is written, in this process.
 
-    The loader does the same work in another form: it normalises whole batches.
+    The loader does the same work in another form: it normalises whole batches, and where it can (`jpeg_crop`) decodes
+    no more of a file than the crop.
 
     Raises:
         ValueError: no index.

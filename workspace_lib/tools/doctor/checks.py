@@ -292,6 +292,14 @@ def check_python(facts: Facts, lane: str) -> Iterator[Finding]:
                                                            if line.startswith('    ')] or None)
 
 
+def check_crop_decoder(facts: Facts, lane: str) -> Iterator[Finding]:
+    """Training is slower without it, and the same. The image has it built in."""
+    if not facts.host.owner(facts.path('.venv', '.installed')):
+        return
+    said = facts.host.run(facts.path('.venv', 'bin', 'python'), '-m', 'workspace_lib.tools.jpeg_crop', '--check')
+    yield ok(said.text) if said.ok else fault('crop-decoding', level='warn', seen=said.text)
+
+
 # What decides whether a lane can be had at all: `make up` refuses it on the first fault of these.
 _CONTAINER = (check_port_number, check_docker, check_compose, check_buildx)
 GATES: dict[str, tuple[Check, ...]] = {
@@ -303,5 +311,5 @@ _EVERYWHERE = (check_shm, check_port, check_private_files, check_mounts, check_d
 FURTHER: dict[str, tuple[Check, ...]] = {
     'gpu': (check_handover, *_EVERYWHERE),
     'cpu': _EVERYWHERE,
-    'local': (check_python, check_local_gpu, *_EVERYWHERE),
+    'local': (check_python, check_crop_decoder, check_local_gpu, *_EVERYWHERE),
 }

@@ -269,6 +269,12 @@ SYMPTOMS = (
     Symptom('torch-cpu', 44, 'this PyTorch is built without CUDA', (r'torch not compiled with cuda enabled',),
         'The installed PyTorch is a CPU build.',
         ('rm .venv/.installed && make venv        # brings the build with CUDA',)),
+    Symptom('crop-decoding', 46, 'JPEGs are decoded whole before they are cropped', (
+        r'decoded whole before they are cropped', r'crop decoding (is|stays) off'),
+        'Nothing is wrong but the speed of training: the decoder that reads only the box of a random crop is not '
+        'compiled for this environment, or for an older source.',
+        ('sudo apt-get install -y gcc libc6-dev libjpeg-dev',
+         '.venv/bin/python -m workspace_lib.tools.jpeg_crop   # a second; of a container: make build')),
 )
 BY_KEY = {symptom.key: symptom for symptom in SYMPTOMS}
 

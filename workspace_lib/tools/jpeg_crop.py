@@ -1,0 +1,76 @@
+"""``python -m workspace_lib.tools.jpeg_crop``: compile the crop decoder for this environment, or say if it has one.
+
+In: a C compiler and libjpeg-turbo with its header. Out: the library below the environment's folder.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..jpeg_crop import SOURCE, UNUSABLE, WAY_OUT, library_path, load
+
+NEEDED = 'apt-get install gcc libc6-dev libjpeg-dev'
+#: In the library itself, where the archive allows: no package to hold beside it, and no other libjpeg to meet.
+LINKED = (['-l:libjpeg.a', '-Wl,--exclude-libs,ALL'], ['-ljpeg'])
+
+
+def build(target: Path, compiler: str = 'cc') -> None:
+    """Compile `target`; it is there whole, or not at all.
+
+    Raises:
+        RuntimeError: with what is missing and how to get it. OSError: the folder cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder, target.name)
+        for libraries in LINKED:
+            said = _compile(compiler, made, libraries)
+            if made.is_file():
+                os.replace(made, target)
+                return
+    raise RuntimeError(f'{SOURCE.name} does not compile: {said}. {NEEDED}')
+
+
+def _compile(compiler: str, made: Path, libraries: Sequence[str]) -> str:
+    command = [compiler, '-O2', '-shared', '-fPIC', '-o', str(made), str(SOURCE), *libraries]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise RuntimeError(f'no C compiler ({compiler}): {NEEDED}') from error
+    errors = [line for line in done.stderr.splitlines() if 'error' in line or 'cannot find' in line]
+    return (errors or done.stderr.splitlines() or ['the compiler says nothing'])[0].strip()
+
+
+def state(path: Path) -> tuple[bool, str]:
+    """Whether crop decoding is on, and that in words."""
+    try:
+        load(path)
+    except UNUSABLE as error:
+        return False, f'crop decoding is off: {error}; {WAY_OUT}'
+    return True, 'crop decoding is on: of a JPEG that is cropped first, only the box is decoded'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='python -m workspace_lib.tools.jpeg_crop', description=__doc__)
+    parser.add_argument('--prefix', default=sys.prefix, help='environment that gets it; default: this one')
+    parser.add_argument('--check', action='store_true', help='compile nothing; exit status 1 where it is off')
+    args = parser.parse_args(argv)
+    path = library_path(args.prefix)
+    if not args.check:
+        try:
+            build(path, os.environ.get('CC', 'cc'))
+        except (RuntimeError, OSError) as error:
+            print(f'crop decoding stays off, JPEGs are decoded whole: {error}', file=sys.stderr)
+            return 1
+    is_on, said = state(path)
+    print(said)
+    return not is_on
+
+
+if __name__ == '__main__':
+    sys.exit(main())
