@@ -152,8 +152,8 @@ assert all(importlib.metadata.version(name) == versions[name] for name in ('torc
 # another order. Each training writes them into `report.json` beside its log, and `workspace rerun` compares them first.
 #
 # mmcv and mmcls are here to compare with; the library does not import them. In OpenMMLab's world a package that was compiled against
-# another torch is the first thing that breaks. The library itself compiles nothing (the image compiles mmcv's operators, for the
-# comparisons). A fresh process shows that it imports neither:
+# another torch is the first thing that breaks. The library needs none of that (the image compiles mmcv's operators for the comparisons, and
+# `make venv` a page of C that decodes only the crop of a photograph; both can be missing). A fresh process shows that it imports neither:
 
 # %%
 script = "import sys, workspace_lib.apis; print('torch' in sys.modules, 'mmcv' in sys.modules, 'mmcls' in sys.modules)"

@@ -308,7 +308,20 @@ assert at_once < seconds['Normalize']
 
 # %% [markdown]
 # To normalise image by image in floats is the work that the loader moved away (section 2); on a GPU it costs the workers nothing. What
-# remains is undoing JPEG's compression, and most pixels that it brings are thrown away by the crop that follows. Two ways to do less:
+# remains is undoing JPEG's compression, and most pixels that it brings are thrown away by the crop that follows. So the loader draws the
+# box first, from the size in the file's header, and has only that decoded (by a few lines of C; `make doctor` says whether they are
+# compiled). Are the pixels those of the whole?
+
+# %%
+from workspace_lib.datasets.decode import decode, decode_later
+
+photo = next(iter(sorted(originals.glob('*/*.jpg'))))
+box = np.s_[40:140, 30:180]
+print(f'whole {decode(photo).shape}, box {decode_later(photo)[box].shape}, {decode_later(photo)[box].dtype}')
+assert np.array_equal(decode_later(photo)[box], decode(photo)[box])
+
+# %% [markdown]
+# To the bit. Two ways to do still less:
 # store the pictures **resized** once, their short side 256 pixels; or store them **packed**, as raw pixels in one file that all workers
 # map, with nothing left to decode. `scripts/prepare_imagenet.sh --resize 256 --pack` makes both. Here in small:
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import Config
 from ..config.node import Path, children
-from .annotate import leaves, origin_text
+from .annotate import leaves, origin_text, origins
 from .options import DictAction
 from .table import Table
 
@@ -56,8 +56,8 @@ def changes_table(cfg: Config, options: dict[str, Any]) -> Table:
 
 def search(cfg: Config, text: str = '') -> Table:
     """Every value with `text` in its key, value or place, ignoring case."""
-    rows = [('.'.join(map(str, path)), repr(value), origin_text(cfg.origin(path)))
-            for path, value in leaves(cfg.to_dict())]
+    found = origins(cfg)
+    rows = [('.'.join(map(str, path)), repr(value), origin_text(found[path])) for path, value in leaves(cfg.to_dict())]
     return Table(['key', 'value', 'set in'], [row for row in rows if text.lower() in ' '.join(row).lower()])
 
 
