@@ -15,9 +15,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import cv2
@@ -40,6 +40,7 @@ _WHY_WORKERS_DIE = ('Killed: look for the out-of-memory killer in dmesg, and low
                     '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the '
                     'file (workspace verify_dataset)')
 Broken = dict[tuple[int, int], str]  # (which of the leaves, index): reason
+Request = tuple[int, tuple[int, list[int]], list[int]]  # see `_Requests`
 
 
 class Loader:
@@ -186,7 +187,7 @@ class Loader:
     @cached_property
     def _batch_bytes(self) -> int:
         """Of a batch's images on their way from a worker, as the first sample has them; 0 where that is broken."""
-        batch, broken, _ = self._maker.__getitems__((-1, [0], [0]))
+        batch, broken, _ = self._maker.__getitems__((-1, (0, [0]), [0]))
         self._tell(broken)
         return 0 if isinstance(batch, Exception) else min(self.batch_size, self._requests.samples) * batch['img'].nbytes
 
@@ -229,10 +230,10 @@ class Loader:
 
 
 class _Requests:
-    """The batches of an epoch, as the workers are asked for them: (slot of the ring, seeds, indices).
+    """The batches of an epoch, as the workers are asked for them: (slot of the ring, (base, places), indices).
 
-    A sample's seed comes from seed, epoch and index, or, as a sampler may give one several times, from its place in the
-    epoch.
+    A sample's seed is `base | place`, of seed and epoch, and of its index or, as a sampler may give one several times,
+    its place in the epoch: a list of such long numbers would take as long to send as all the rest.
     """
 
     def __init__(self, length: int, batch_size: int, shuffle: bool, seed: int, round_up: bool, drop_last: bool,
@@ -268,17 +269,18 @@ class _Requests:
             self._order = epoch, self._indices(epoch)
         return self._order[1][batch * self.batch_size:(batch + 1) * self.batch_size]
 
-    def __iter__(self) -> Iterator[tuple[int, list[int], list[int]]]:
+    def __iter__(self) -> Iterator[Request]:
         ring = self.ring or Ring()
         ring.recall()  # torch has waited for what workers were still at before it comes here
         epoch, self.epoch = self.epoch, self.epoch + 1
         first, self.first = self.first, 0
         self._order = epoch, (indices := self._indices(epoch))
-        places = indices if self.sampler is None else range(self.rank, len(indices) * self.world_size, self.world_size)
+        places = range(self.rank, len(indices) * self.world_size, self.world_size)
         base = _mix(self.seed, epoch) << 40
         for start in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             mine = slice(start, start + self.batch_size)
-            yield ring.ask(), [base | place for place in places[mine]], indices[mine]
+            chosen = indices[mine]
+            yield ring.ask(), (base, chosen if self.sampler is None else [*places[mine]]), chosen
 
 
 class _BatchMaker:
@@ -288,31 +290,33 @@ class _BatchMaker:
         self.dataset, self.stage, self._leaves = dataset, stage, leaves(dataset)
         self.places: Any = [-1, -1]
         self.slots: Tensor | None = None
+        self._known = 0  # how many broken files have been told of
 
-    def __getitems__(self, request: tuple[int, list[int], list[int]]) -> tuple[Batch | Exception, Broken, int]:
+    def __getitems__(self, request: Request) -> tuple[Batch | Exception, Broken, int]:
         number, seeds, indices = request
         slot = None if self.slots is None or number < 0 else self.slots[number]
-        known = len(self._broken())
         try:
-            batch: Any = to_send(collate(self._samples(seeds, indices), self.stage, slot, len(indices)), slot)
+            batch: Any = to_send(collate(self._samples(*seeds, indices), self.stage, slot, len(indices)), slot)
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
-        broken = self._broken()
+        broken, known = self._broken(), self._known
+        self._known = len(broken)
         return batch, broken if len(broken) > known else {}, number
 
-    def _samples(self, seeds: list[int], indices: list[int]) -> Iterator[dict[str, Any]]:
-        info, places = get_worker_info(), self.places
+    def _samples(self, base: int, places: list[int], indices: list[int]) -> Iterator[dict[str, Any]]:
+        info, reading = get_worker_info(), self.places
         mine = 2 * info.id if info else 0
-        places[mine] = os.getpid()
-        for seed, index in zip(seeds, indices, strict=True):
-            places[mine + 1] = index
-            try:
-                yield _sample(self.dataset, index, seed)
-            except Exception as error:
-                if (name := self.name_of(index)) not in f'{error} {getattr(error, "__notes__", "")}':
-                    error.add_note(f'while reading {name}')
-                raise
-        places[mine + 1] = -1
+        reading[mine] = os.getpid()
+        sample = getattr(self.dataset, 'sample', None) or partial(_sample, self.dataset)
+        try:
+            for place, index in zip(places, indices, strict=True):
+                reading[mine + 1] = index
+                yield sample(index, base | place)
+        except Exception as error:
+            if (name := self.name_of(index)) not in f'{error} {getattr(error, "__notes__", "")}':
+                error.add_note(f'while reading {name}')
+            raise
+        reading[mine + 1] = -1
 
     def name_of(self, index: int) -> str:
         dataset, at = locate(self.dataset, index)
@@ -356,29 +360,33 @@ def collate(items: Any, stage: DeviceStage | None = None, slot: Tensor | None = 
     for number, item in enumerate(items):
         img = item['img']
         if number == 0:
-            shape, dtype, (batch, write) = img.shape, img.dtype, _room(img, count or len(items), stage, slot)
+            shape, dtype, stage = img.shape, img.dtype, stage if img.dtype == np.uint8 else None
+            batch, room = _room(img, count or len(items), stage, slot)
             fields: dict[str, list[Any]] = {key: [] for key in item if key not in ('img', 'img_metas')}
         elif img.shape != shape or img.dtype != dtype:
             raise ValueError(f'the images of a batch differ in (height, width, channels) or type: {tuple(shape)} '
                              f'{dtype} and {tuple(img.shape)} {img.dtype}; end the pipeline with a step of fixed size '
                              '(Resize, CenterCrop), or batch one by one')
-        write(number, img)
+        if stage is None:
+            room[number] = img
+        else:
+            stage.write(img, room[number])
         for key, values in fields.items():
             values.append(item[key])
     return {'img': batch, **{key: np.array(values) if isinstance(values[0], np.ndarray | np.generic)
                              else default_collate(values) for key, values in fields.items()}}
 
 
-def _room(img: Any, count: int, stage: DeviceStage | None, slot: Tensor | None) -> tuple[Tensor, Callable[..., Any]]:
-    """A batch (N, C, H, W) of images like this one, and what writes an image into it."""
-    if not isinstance(img, np.ndarray) or img.dtype != np.uint8:  # (C, H, W), and normalised
+def _room(img: Any, count: int, stage: DeviceStage | None, slot: Tensor | None) -> tuple[Tensor, Any]:
+    """A batch (N, C, H, W) of images like this one, and what an image is written into."""
+    if img.dtype != np.uint8:  # (C, H, W), and normalised
         batch = batch_memory((count, *img.shape), torch.as_tensor(img).dtype, slot)
-        return batch, lambda at, img: batch[at].copy_(torch.as_tensor(img))
+        return batch, batch if isinstance(img, Tensor) else batch.numpy()
     if stage is None:
         batch = batch_memory((count, *img.shape), torch.uint8, slot)
-        return batch.permute(0, 3, 1, 2), batch.numpy().__setitem__
+        return batch.permute(0, 3, 1, 2), batch.numpy()
     planes = batch_memory((count, *img.shape[2:], *img.shape[:2]), torch.float32, slot)
-    return planes, lambda at, img: stage.write(img, planes[at].numpy())
+    return planes, planes.numpy()
 
 
 def _free_memory() -> int:

@@ -57,9 +57,8 @@ class Ring:
             dtype, shape, stride = batch['img']
             array = self._bytes[slot]  # a new object, which lives as long as any tensor over it
             self._lent[slot] = weakref.ref(array)
-            batch['img'] = torch.from_numpy(array).view(dtype).as_strided(shape, stride)
-        return {key: torch.from_numpy(sent) if isinstance(sent, np.ndarray) and sent.dtype.kind in 'biufc' else sent
-                for key, sent in batch.items()}
+            batch['img'] = torch.from_numpy(array).view(getattr(torch, dtype)).as_strided(shape, stride)
+        return {key: _tensor(sent) for key, sent in batch.items()}
 
     def lock_pages(self, device: torch.device) -> str:
         """Keep the memory where a GPU can fetch from it by itself; returns why that is not to be had, or ''."""
@@ -88,10 +87,20 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def to_send(batch: Batch, slot: Tensor | None) -> Batch:
-    """A batch as a worker sends it: images that are in the slot as (dtype, shape, stride)."""
+    """A batch as a worker sends it: images that are in the slot as (dtype, shape, stride), arrays of numbers as (bytes,
+    dtype, shape): the pickler of multiprocessing takes several times as long for anything but plain types.
+    """
     if slot is not None and (img := batch['img']).data_ptr() == slot.data_ptr():
-        batch['img'] = img.dtype, tuple(img.shape), img.stride()
-    return batch
+        batch['img'] = str(img.dtype)[6:], tuple(img.shape), img.stride()
+    return {key: (value.tobytes(), value.dtype.str, value.shape)
+            if isinstance(value, np.ndarray) and value.dtype.kind in 'biufc' else value for key, value in batch.items()}
+
+
+def _tensor(sent: Any) -> Any:
+    if isinstance(sent, tuple) and isinstance(sent[0], bytes):
+        memory, dtype, shape = sent
+        return torch.from_numpy(np.ndarray(shape, dtype, bytearray(memory)))
+    return sent
 
 
 def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
