@@ -124,7 +124,7 @@ class Loader:
             for number, batch in enumerate(batches, first):
                 if isinstance(batch, Exception):
                     raise batch
-                yield self._finished(to_device(batch, self.device), epoch, number)
+                yield self._finished(batch, epoch, number)
                 if self._pass is not mine and self._batches.persistent_workers:  # whose batches this would take
                     raise RuntimeError(f'the pass of epoch {epoch} was left after batch {number}, when another began: '
                                        'set persistent_workers=False, or build a loader for each')
@@ -204,11 +204,14 @@ class Loader:
         return getattr(getattr(self._batches, '_iterator', None), '_workers', [])
 
     def _received(self) -> Iterator[Any]:
-        """Batches, here; and errors, for whoever hands them on."""
-        ring = self._requests.ring or Ring()
-        for batch, broken, slot in self._batches:
+        """Batches, on the device unless a stream copies them ahead; and errors, for whoever hands them on.
+
+        A batch has no name here that outlives its copy: its slot is free before the next is asked for.
+        """
+        ring, at = self._requests.ring or Ring(), 'cpu' if self.device.type == 'cuda' else self.device
+        for sent, broken, slot in self._batches:
             self._tell(broken)
-            yield batch if isinstance(batch, Exception) else ring.receive(slot, batch)
+            yield sent if isinstance(sent, Exception) else to_device(ring.receive(slot, sent), at)
 
     def _finished(self, batch: Batch, epoch: int, number: int) -> Batch:
         """A batch, where it is on its device: normalised, in the memory format asked for, and mixed."""

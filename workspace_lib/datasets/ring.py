@@ -53,12 +53,13 @@ class Ring:
         Arrays of what is no number, such as text and dates, stay arrays.
         """
         self._asked.discard(slot)
-        if isinstance(batch['img'], tuple):
-            dtype, shape, stride = batch['img']
-            array = self._bytes[slot]  # a new object, which lives as long as any tensor over it
-            self._lent[slot] = weakref.ref(array)
-            batch['img'] = torch.from_numpy(array).view(getattr(torch, dtype)).as_strided(shape, stride)
-        return {key: _tensor(sent) for key, sent in batch.items()}
+        received = {key: _tensor(sent) for key, sent in batch.items() if key != 'img'}
+        if not isinstance(img := batch['img'], tuple):
+            return {'img': img, **received}
+        dtype, shape, stride = img
+        array = self._bytes[slot]  # a new object, which lives as long as any tensor over it
+        self._lent[slot] = weakref.ref(array)
+        return {'img': torch.from_numpy(array).view(getattr(torch, dtype)).as_strided(shape, stride), **received}
 
     def lock_pages(self, device: torch.device) -> str:
         """Keep the memory where a GPU can fetch from it by itself; returns why that is not to be had, or ''."""
@@ -87,20 +88,26 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def to_send(batch: Batch, slot: Tensor | None) -> Batch:
-    """A batch as a worker sends it: images that are in the slot as (dtype, shape, stride), arrays of numbers as (bytes,
-    dtype, shape): the pickler of multiprocessing takes several times as long for anything but plain types.
+    """A batch as a worker sends it: images that are in the slot as (dtype, shape, stride), numbers as (bytes, dtype,
+    shape), as multiprocessing takes several times as long to pickle anything but plain types.
     """
-    if slot is not None and (img := batch['img']).data_ptr() == slot.data_ptr():
-        batch['img'] = str(img.dtype)[6:], tuple(img.shape), img.stride()
-    return {key: (value.tobytes(), value.dtype.str, value.shape)
-            if isinstance(value, np.ndarray) and value.dtype.kind in 'biufc' else value for key, value in batch.items()}
+    if slot is None:
+        return batch
+    if (img := batch['img']).data_ptr() == slot.data_ptr():
+        batch['img'] = str(img.dtype).removeprefix('torch.'), tuple(img.shape), img.stride()
+    return {key: (value.tobytes(), value.dtype.str, value.shape) if _is_numbers(value) else value
+            for key, value in batch.items()}
 
 
 def _tensor(sent: Any) -> Any:
-    if isinstance(sent, tuple) and isinstance(sent[0], bytes):
+    if type(sent) is tuple:
         memory, dtype, shape = sent
-        return torch.from_numpy(np.ndarray(shape, dtype, bytearray(memory)))
-    return sent
+        sent = np.ndarray(shape, dtype, bytearray(memory))
+    return torch.from_numpy(sent) if _is_numbers(sent) else sent
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in 'biufc'
 
 
 def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
@@ -135,7 +142,7 @@ def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
         side.synchronize()  # before the slots of what was left behind are free
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in batch.items()}
 
