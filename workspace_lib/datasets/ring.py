@@ -47,19 +47,21 @@ class Ring:
         self._asked.add(slot := next(free, -1))
         return slot
 
-    def receive(self, slot: int, batch: Batch) -> Batch:
+    def receive(self, slot: int, sent: Batch) -> Batch:
         """A batch of `to_send` in tensors; the slot is free again when the last one over it is gone.
 
         Arrays of what is no number, such as text and dates, stay arrays.
         """
         self._asked.discard(slot)
-        received = {key: _tensor(sent) for key, sent in batch.items() if key != 'img'}
-        if not isinstance(img := batch['img'], tuple):
-            return {'img': img, **received}
-        dtype, shape, stride = img
-        array = self._bytes[slot]  # a new object, which lives as long as any tensor over it
+        batch = {key: self._array(slot, *value) if type(value) is tuple else value for key, value in sent.items()}
+        return {key: torch.from_numpy(value) if _is_numbers(value) else value for key, value in batch.items()}
+
+    def _array(self, slot: int, memory: bytes | None, dtype: str, shape: Any, strides: Any) -> np.ndarray:
+        if memory is not None:
+            return np.ndarray(shape, dtype, bytearray(memory))
+        array = np.ndarray(shape, dtype, self._bytes[slot], 0, strides)  # lives as long as any tensor over it
         self._lent[slot] = weakref.ref(array)
-        return {'img': torch.from_numpy(array).view(getattr(torch, dtype)).as_strided(shape, stride), **received}
+        return array
 
     def lock_pages(self, device: torch.device) -> str:
         """Keep the memory where a GPU can fetch from it by itself; returns why that is not to be had, or ''."""
@@ -74,12 +76,13 @@ class Ring:
         return ''
 
 
-def batch_memory(shape: tuple[int, ...], dtype: torch.dtype, slot: Tensor | None = None) -> Tensor:
-    """Memory for a batch: of `slot` if that is large enough, else fresh; in a worker shared, so that none is copied."""
+def batch_memory(shape: tuple[int, ...], dtype: np.dtype, slot: np.ndarray | None = None) -> Any:
+    """Memory for a batch: an array over `slot` if that is large enough, else a tensor, in a worker of shared memory."""
     size = math.prod(shape) * dtype.itemsize
     if slot is not None and size <= len(slot):
-        return slot[:size].view(dtype).view(shape)
-    return torch.empty(shape, dtype=dtype) if get_worker_info() is None else _shared(shape, dtype)
+        return slot[:size].view(dtype).reshape(shape)
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    return torch.empty(shape, dtype=kind) if get_worker_info() is None else _shared(shape, kind)
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -87,23 +90,14 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
-def to_send(batch: Batch, slot: Tensor | None) -> Batch:
-    """A batch as a worker sends it: images that are in the slot as (dtype, shape, stride), numbers as (bytes, dtype,
-    shape), as multiprocessing takes several times as long to pickle anything but plain types.
+def to_send(batch: Batch, slot: np.ndarray | None) -> Batch:
+    """A batch as a worker sends it: arrays of numbers as (bytes, dtype, shape, strides), and no bytes of images that are
+    in the slot: multiprocessing takes several times as long to pickle anything but plain types.
     """
     if slot is None:
         return batch
-    if (img := batch['img']).data_ptr() == slot.data_ptr():
-        batch['img'] = str(img.dtype).removeprefix('torch.'), tuple(img.shape), img.stride()
-    return {key: (value.tobytes(), value.dtype.str, value.shape) if _is_numbers(value) else value
-            for key, value in batch.items()}
-
-
-def _tensor(sent: Any) -> Any:
-    if type(sent) is tuple:
-        memory, dtype, shape = sent
-        sent = np.ndarray(shape, dtype, bytearray(memory))
-    return torch.from_numpy(sent) if _is_numbers(sent) else sent
+    return {key: (None if key == 'img' else value.tobytes(), value.dtype.str, value.shape, value.strides)
+            if _is_numbers(value) else value for key, value in batch.items()}
 
 
 def _is_numbers(value: Any) -> bool:
