@@ -270,7 +270,7 @@ def test_workers_send_bytes_to_another_device_and_finished_batches_to_the_cpu(fo
         sent, broken, slot = next(iter(batches._batches))
         array = batch['img'].numpy()
         assert (sent['img'][:3], broken, slot) == ((None, array.dtype.str, (4, 3, 16, 16)), {}, 0)
-        assert sent['gt_label'] == (batch['gt_label'].tobytes(), '<i8', (4,), (8,))
+        assert sent['gt_label'] == (batch['gt_label'].numpy().tobytes(), '<i8', (4,), (8,))
 
 
 def test_a_data_set_that_draws_from_the_global_generators_depends_on_seed_epoch_and_index():

@@ -134,6 +134,13 @@ def test_a_loop_uses_the_same_slots_again_and_no_other_memory(folder, steps, dev
     assert free(batches) == 7
 
 
+def test_a_batch_that_is_on_its_device_has_given_its_slot_back_before_the_next_is_asked_for(folder, monkeypatch):
+    slots, received = [], Ring.receive
+    monkeypatch.setattr(Ring, 'receive', lambda self, slot, sent: slots.append(slot) or received(self, slot, sent))
+    list(loader(folder, 1, batch=2, device='meta'))
+    assert len(slots) == 11 and set(slots) == {0, 1, 2}  # two are asked for, and one comes
+
+
 @pytest.mark.parametrize('persistent', [True, False])
 def test_batches_held_over_epochs_are_never_overwritten(folder, persistent):
     batches, here = (loader(folder, workers, persistent_workers=persistent and workers > 0) for workers in (2, 0))
@@ -347,6 +354,15 @@ def test_rows_of_labels_and_other_fields_come_with_the_images():
         assert all(torch.equal(here[key], there[key]) and here[key].dtype == there[key].dtype
                    for key in ('img', 'gt_label', 'weight', 'map'))
         assert here['gt_label'].dtype == torch.int8 and here['map'].shape[1:] == (99, 99)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64, torch.uint8])
+def test_tensors_of_every_type_come_as_float32(workers, dtype):
+    data = [dict(img=torch.full((3, 2, 2), k, dtype=dtype), gt_label=k) for k in range(5)]
+    made = list(Loader(data, 3, workers))
+    assert torch.equal(torch.cat([batch['img'] for batch in made])[:, 0, 0, 0], torch.arange(5.))
+    assert all(batch['img'].dtype == torch.float32 and batch['gt_label'].dtype == torch.int64 for batch in made)
 
 
 @pytest.mark.parametrize('workers', [0, 1])

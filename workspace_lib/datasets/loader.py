@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
@@ -29,18 +29,15 @@ from torch.utils.data import DataLoader, default_collate, get_worker_info
 from .decode import DecodeError
 from .mixing import BatchAugments
 from .pipeline import DeviceStage, Pipeline, _seeded_globals
-from .ring import AHEAD, SPARE, Batch, Ring, batch_memory, choose_workers, copied_ahead, cores, to_device, to_send
+from .ring import SPARE, Batch, Ring, batch_memory, choose_workers, copied_ahead, cores, to_device, to_send, way_out
 from .wrappers import leaves, locate
 
 _log = logging.getLogger(__name__)
 SHARED_MEMORY = '/dev/shm'  # through which workers hand over their batches
-_MORE_SHARED_MEMORY = ('give the container more (SHM_SIZE=8gb in .env, or docker run --shm-size=8g), or set '
-                       'data.workers_per_gpu=0, or a smaller data.samples_per_gpu')
 _WHY_WORKERS_DIE = ('Killed: look for the out-of-memory killer in dmesg, and lower data.workers_per_gpu. Bus error: '
                     '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the '
                     'file (workspace verify_dataset)')
 Broken = dict[tuple[int, int], str]  # (which of the leaves, index): reason
-Request = tuple[int, tuple[int, list[int]], list[int]]  # see `_Requests`
 
 
 class Loader:
@@ -86,22 +83,18 @@ class Loader:
             options = {'prefetch_factor': ahead, **options}
         if num_workers == 0:
             options.pop('prefetch_factor', None)
-        self._locks = pin_memory and self.device.type == 'cuda'
+        self.num_workers, self._locks = num_workers, pin_memory and self.device.type == 'cuda'
         # Where each worker is: its process, and the sample that it reads.
-        self._maker.places = self._places = multiprocessing.RawArray('q', [-1] * 2 * max(num_workers, 1))
+        self._maker.reading = self._places = multiprocessing.RawArray('q', [-1] * 2 * max(num_workers, 1))
         self._batches: DataLoader = DataLoader(
             self._maker, batch_sampler=self._requests, num_workers=num_workers, collate_fn=tuple,  # type: ignore
             worker_init_fn=_calm, generator=torch.Generator(),  # so as not to draw from the global one
             persistent_workers=persistent_workers and num_workers > 0, **options)
         # Batches that may be on their way or in use at once.
-        self._slots = min(num_workers * (self._batches.prefetch_factor or AHEAD), len(self)) + SPARE
+        self._slots = min(num_workers * (self._batches.prefetch_factor or 0), len(self)) + SPARE
 
     def __len__(self) -> int:
         return len(self._requests)
-
-    @property
-    def num_workers(self) -> int:
-        return self._batches.num_workers
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next pass is; without this call, each pass is the one after the last."""
@@ -146,7 +139,7 @@ class Loader:
             self._batches._iterator = self._requests.ring = None  # so that new ones are started
         if self.num_workers == 0 or self._requests.ring and self._batches.persistent_workers:
             return
-        self._requests.ring = self._maker.slots = None  # its place is the next one's
+        self._requests.ring, self._maker.slots = None, torch.empty(0, 0)  # its place is the next one's
         if why := self.shortage():
             raise RuntimeError(why)
         ring = Ring(self._slots, self._batch_bytes) if self._batch_bytes else Ring()
@@ -165,23 +158,20 @@ class Loader:
             return ''
         return (f'{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but {self._slots} batches of '
                 f'{self._batch_bytes / 2**20:.1f} MiB may be on their way from {self.num_workers} workers, '
-                f'{needed / 2**20:.0f} MiB in all: {_MORE_SHARED_MEMORY}')
+                f'{needed / 2**20:.0f} MiB in all: {way_out(needed)}')
 
     def explain(self, error: BaseException) -> None:
         """Add to an error which worker died, if one did, which file it was reading, and why that may be."""
-        if 'shared memory(shm)' in str(error):  # in torch's words: since `shortage` looked, others have taken it
-            error.add_note(f'{SHARED_MEMORY} is full: {_MORE_SHARED_MEMORY}')
         if isinstance(error, ConnectionError | EOFError):
             with suppress(RuntimeError):  # torch lost a worker amid a batch, and may say which while the system notes
                 time.sleep(0.2)  # that it ended
-        told = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))  # or not all have started
-        dead: dict[int, int | None] = {int(pid): None for pid in told[1].split(',')} if told else {}
+        told = re.findall(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))  # or not all have started
+        dead = {int(pid): 0 for pids in told for pid in pids.split(',')}
         dead |= {worker.pid: worker.exitcode for worker in self._workers() if worker.exitcode}
         for pid, index in zip(self._places[::2], self._places[1::2], strict=True):
             if pid in dead and not any(f'process {pid}' in note for note in getattr(error, '__notes__', ())):
                 at = f'was reading {self._maker.name_of(index)}' if index >= 0 else 'was between two batches'
-                code = dead[pid] or 0
-                how = f' ended by {signal.Signals(-code).name},' if code < 0 else ''
+                how = f' ended by {signal.Signals(-code).name},' if (code := dead[pid]) < 0 else ''
                 error.add_note(f'a worker of the loader, process {pid}{how} {at}. {_WHY_WORKERS_DIE}')
 
     @cached_property
@@ -272,18 +262,17 @@ class _Requests:
             self._order = epoch, self._indices(epoch)
         return self._order[1][batch * self.batch_size:(batch + 1) * self.batch_size]
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[tuple[int, tuple[int, Sequence[int]], list[int]]]:
         ring = self.ring or Ring()
         ring.recall()  # torch has waited for what workers were still at before it comes here
         epoch, self.epoch = self.epoch, self.epoch + 1
         first, self.first = self.first, 0
         self._order = epoch, (indices := self._indices(epoch))
-        places = range(self.rank, len(indices) * self.world_size, self.world_size)
+        places = indices if self.sampler is None else range(self.rank, len(indices) * self.world_size, self.world_size)
         base = _mix(self.seed, epoch) << 40
         for start in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             mine = slice(start, start + self.batch_size)
-            chosen = indices[mine]
-            yield ring.ask(), (base, chosen if self.sampler is None else [*places[mine]]), chosen
+            yield ring.ask(), (base, places[mine]), indices[mine]
 
 
 class _BatchMaker:
@@ -291,40 +280,30 @@ class _BatchMaker:
 
     def __init__(self, dataset: Any, stage: DeviceStage | None) -> None:
         self.dataset, self.stage, self._leaves = dataset, stage, leaves(dataset)
-        self.places: Any = [-1, -1]
-        self.slots: Tensor | None = None
-        self._known = 0  # how many broken files have been told of
+        self.reading: Any = [-1, -1]
+        self.at, self.slots, self.memory = 1, torch.empty(0, 0), np.empty((0, 0), np.uint8)  # of a worker: see `_calm`
 
-    @cached_property
-    def _memory(self) -> np.ndarray:
-        """Of the slots, for a worker, whose caches a batch has just swept: tensors cost it a tenth of a millisecond."""
-        return self.slots.numpy()  # type: ignore[union-attr]
-
-    def __getitems__(self, request: Request) -> tuple[Batch | Exception, Broken, int]:
+    def __getitems__(self, request: tuple[int, tuple[int, Sequence[int]], list[int]]) -> tuple[Any, Broken, int]:
         number, seeds, indices = request
-        slot = None if self.slots is None or number < 0 else self._memory[number]
+        slot = None if number < 0 else self.memory[number]
+        known = self._broken().items()
         try:
             batch: Any = to_send(collate(self._samples(*seeds, indices), self.stage, slot, len(indices)), slot)
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
-        broken, known = self._broken(), self._known
-        self._known = len(broken)
-        return batch, broken if len(broken) > known else {}, number
+        return batch, dict(self._broken().items() - known), number
 
-    def _samples(self, base: int, places: list[int], indices: list[int]) -> Iterator[dict[str, Any]]:
-        info, reading = get_worker_info(), self.places
-        mine = 2 * info.id if info else 0
-        reading[mine] = os.getpid()
+    def _samples(self, base: int, places: Sequence[int], indices: list[int]) -> Iterator[dict[str, Any]]:
         sample = getattr(self.dataset, 'sample', None) or partial(_sample, self.dataset)
         try:
             for place, index in zip(places, indices, strict=True):
-                reading[mine + 1] = index
+                self.reading[self.at] = index
                 yield sample(index, base | place)
         except Exception as error:
             if (name := self.name_of(index)) not in f'{error} {getattr(error, "__notes__", "")}':
                 error.add_note(f'while reading {name}')
             raise
-        reading[mine + 1] = -1
+        self.reading[self.at] = -1
 
     def name_of(self, index: int) -> str:
         dataset, at = locate(self.dataset, index)
@@ -360,7 +339,7 @@ def collate(items: Any, stage: DeviceStage | None = None, slot: np.ndarray | Non
 
     Args:
         items: dictionaries; `count` of them, if that is not to be seen of them.
-        stage: normalises uint8 at once. slot: uint8 memory to write into, if it is large enough; `img` is then an array.
+        stage: normalises uint8 at once. slot: bytes to write into, if they are enough; `img` is then an array.
 
     Raises:
         ValueError: images of different sizes or types.
@@ -368,33 +347,28 @@ def collate(items: Any, stage: DeviceStage | None = None, slot: np.ndarray | Non
     for number, item in enumerate(items):
         img = _pixels(item['img'])
         if number == 0:
-            shape, dtype = img.shape, img.dtype
-            done = img is not item['img'] or dtype != np.uint8  # it is (C, H, W), and normalised
-            stage = None if done else stage
-            batch = batch_memory((count or len(items), *(img.shape if stage is None else img.shape[2:] + img.shape[:2])),
-                                 dtype if stage is None else np.dtype(np.float32), slot)
-            room = np.asarray(batch)
+            shape, dtype, bare = img.shape, img.dtype, img is item['img'] and img.dtype == np.uint8  # and (H, W, C)
+            size, kind = ((*shape[2:], *shape[:2]), np.dtype(np.float32)) if bare and stage else (shape, dtype)
+            room = np.asarray(batch := batch_memory((count or len(items), *size), kind, slot))
             fields: dict[str, list[Any]] = {key: [] for key in item if key not in ('img', 'img_metas')}
         elif img.shape != shape or img.dtype != dtype:
             raise ValueError(f'the images of a batch differ in (height, width, channels) or type: {shape} {dtype} and '
                              f'{img.shape} {img.dtype}; end the pipeline with a step of fixed size (Resize, '
                              'CenterCrop), or batch one by one')
-        if stage is None:
-            room[number] = img
-        else:
+        if bare and stage:
             stage.write(img, room[number])
+        else:
+            room[number] = img
         for key, values in fields.items():
             values.append(item[key])
-    return {'img': batch if done or stage else batch.swapaxes(1, 3).swapaxes(2, 3),
+    return {'img': batch.swapaxes(1, 3).swapaxes(2, 3) if bare and not stage else batch,
             **{key: np.array(values) if isinstance(values[0], np.ndarray | np.generic) else default_collate(values)
                for key, values in fields.items()}}
 
 
 def _pixels(img: Any) -> np.ndarray:
     """An image as numpy has it, which knows no bfloat16."""
-    if isinstance(img, Tensor):
-        return (img.float() if img.dtype is torch.bfloat16 else img).numpy(force=True)
-    return img
+    return (img.float() if img.dtype is torch.bfloat16 else img).numpy(force=True) if isinstance(img, Tensor) else img
 
 
 def _free_memory() -> int:
@@ -408,6 +382,10 @@ def _mix(seed: int, epoch: int) -> int:
 
 
 def _calm(worker: int) -> None:
+    maker: Any = get_worker_info().dataset  # type: ignore[union-attr]
+    # An array: each batch sweeps the caches here, and tensors then cost a tenth of a millisecond.
+    maker.memory, maker.at = maker.slots.numpy(), 2 * worker + 1
+    maker.reading[2 * worker] = os.getpid()
     cv2.setNumThreads(0)  # workers fill the cores by themselves
     torch.set_num_threads(1)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

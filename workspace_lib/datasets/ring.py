@@ -53,15 +53,13 @@ class Ring:
         Arrays of what is no number, such as text and dates, stay arrays.
         """
         self._asked.discard(slot)
-        batch = {key: self._array(slot, *value) if type(value) is tuple else value for key, value in sent.items()}
-        return {key: torch.from_numpy(value) if _is_numbers(value) else value for key, value in batch.items()}
+        return {key: self._tensor(slot, *value) if type(value) is tuple else value for key, value in sent.items()}
 
-    def _array(self, slot: int, memory: bytes | None, dtype: str, shape: Any, strides: Any) -> np.ndarray:
-        if memory is not None:
-            return np.ndarray(shape, dtype, bytearray(memory))
-        array = np.ndarray(shape, dtype, self._bytes[slot], 0, strides)  # lives as long as any tensor over it
-        self._lent[slot] = weakref.ref(array)
-        return array
+    def _tensor(self, slot: int, data: bytes | None, dtype: str, shape: Any, strides: Any) -> Tensor:
+        array = np.ndarray(shape, dtype, self._bytes[slot] if data is None else bytearray(data), 0, strides)
+        if data is None:
+            self._lent[slot] = weakref.ref(array)  # which lives as long as any tensor over it
+        return torch.from_numpy(array)
 
     def lock_pages(self, device: torch.device) -> str:
         """Keep the memory where a GPU can fetch from it by itself; returns why that is not to be had, or ''."""
@@ -81,27 +79,34 @@ def batch_memory(shape: tuple[int, ...], dtype: np.dtype, slot: np.ndarray | Non
     size = math.prod(shape) * dtype.itemsize
     if slot is not None and size <= len(slot):
         return slot[:size].view(dtype).reshape(shape)
-    kind = torch.from_numpy(np.empty(0, dtype)).dtype
-    return torch.empty(shape, dtype=kind) if get_worker_info() is None else _shared(shape, kind)
+    empty = torch.empty if get_worker_info() is None else _shared
+    return empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device='cpu')
+    try:
+        storage = torch.UntypedStorage._new_shared(size := math.prod(shape) * dtype.itemsize, device='cpu')
+    except RuntimeError as error:  # since the loader looked, others have taken it
+        error.add_note(f'shared memory is full: {way_out(size)}')
+        raise
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
+def way_out(size: int) -> str:
+    """What to do without so many bytes; names enough for those of all ranks here, and as many for another loader."""
+    enough = max(8, -(-2 * size * int(os.environ.get('LOCAL_WORLD_SIZE', 1)) // 2**30))
+    return (f'give the container more (SHM_SIZE={enough}gb in .env, or docker run --shm-size={enough}g), or set '
+            'data.workers_per_gpu=0, or a smaller data.samples_per_gpu')
+
+
 def to_send(batch: Batch, slot: np.ndarray | None) -> Batch:
-    """A batch as a worker sends it: arrays of numbers as (bytes, dtype, shape, strides), and no bytes of images that are
-    in the slot: multiprocessing takes several times as long to pickle anything but plain types.
+    """A batch as a worker sends it; with a slot, arrays of numbers as (bytes, dtype, shape, strides), without the bytes
+    of images that are in it: multiprocessing takes several times as long to pickle anything but plain types.
     """
-    if slot is None:
-        return batch
-    return {key: (None if key == 'img' else value.tobytes(), value.dtype.str, value.shape, value.strides)
-            if _is_numbers(value) else value for key, value in batch.items()}
-
-
-def _is_numbers(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in 'biufc'
+    sent = {key: value for key, value in batch.items() if isinstance(value, np.ndarray) and value.dtype.kind in 'biufc'}
+    return batch | {key: torch.from_numpy(value) if slot is None else
+                    (None if key == 'img' else value.tobytes(), value.dtype.str, value.shape, value.strides)
+                    for key, value in sent.items()}
 
 
 def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
