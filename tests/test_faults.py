@@ -4,6 +4,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -404,6 +405,10 @@ def test_shared_memory_that_is_too_small_is_recognised_before_the_first_batch(im
                                            r'.*workers_per_gpu=0'):
         list(batches)
     assert getattr(batches._batches, '_iterator', None) is None  # no worker was started
+    batches._batch_bytes = 3 * 2**30
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    assert 'SHM_SIZE=84gb in .env, or docker run --shm-size=84g' in batches.shortage()  # 7 slots, 2 ranks, 2 loaders
+    monkeypatch.delenv('LOCAL_WORLD_SIZE')
     monkeypatch.setattr(loader_module.shutil, 'disk_usage', lambda path: space(needed))
     assert len(list(loader(images, 2))) == 6
 
@@ -493,7 +498,12 @@ def test_memory_that_went_after_the_check_is_named_with_the_way_out(images, monk
     monkeypatch.setattr(loader_module, '_free_memory', lambda: 2**62)
     with pytest.raises(RuntimeError, match='No space left') as caught:
         list(loader(images, 1))
-    assert '/dev/shm is full: give the container more (SHM_SIZE=8gb in .env' in notes(caught.value)
+    needed = (2 + SPARE) * shutil.disk_usage('/dev/shm').total
+    named = re.search(r'shared memory is full: give the container more \(SHM_SIZE=(\d+)gb in .env', notes(caught.value))
+    assert int(named[1]) * 2**30 >= max(needed, 8 * 2**30)
+    with pytest.raises(RuntimeError) as caught:
+        loader(images, 1).prepare()  # as a training does, before it begins
+    assert notes(caught.value).count('shared memory is full: give the container more') == 1
 
 
 # Broken files.

@@ -61,9 +61,9 @@ def filled(whole: Ring, value: int) -> torch.Tensor | None:
     slot = whole.ask()
     if slot < 0:
         return None
-    memory = batch_memory((3, 4), torch.float32, whole.slots[slot])
-    memory.fill_(value)
-    return whole.receive(slot, to_send(dict(img=memory.t()), whole.slots[slot]))['img']
+    memory = batch_memory((3, 4), np.dtype(np.float32), whole.slots[slot].numpy())
+    memory.fill(value)
+    return whole.receive(slot, to_send(dict(img=memory.T), whole.slots[slot].numpy()))['img']
 
 
 HOLDERS = {'the tensor': lambda img: img, 'a slice': lambda img: img[1:, 2:], 'one number': lambda img: img[0, 0],
@@ -105,8 +105,9 @@ def test_a_recall_does_not_take_back_what_is_held():
 def test_what_does_not_fit_a_slot_gets_memory_of_its_own():
     whole = Ring(1, 10)
     room = whole.slots.shape[1]
-    assert batch_memory((room,), torch.uint8, whole.slots[0]).data_ptr() == whole.slots.data_ptr()
-    assert batch_memory((room + 1,), torch.uint8, whole.slots[0]).data_ptr() != whole.slots.data_ptr()
+    slot = whole.slots[0].numpy()
+    assert np.shares_memory(batch_memory((room,), slot.dtype, slot), slot)
+    assert not np.shares_memory(batch_memory((room + 1,), slot.dtype, slot), slot)
 
 
 # Through the loader
@@ -131,6 +132,13 @@ def test_a_loop_uses_the_same_slots_again_and_no_other_memory(folder, steps, dev
     assert -1 not in seen and len(seen) <= 7 == len(batches._requests.ring.slots)
     del batch
     assert free(batches) == 7
+
+
+def test_a_batch_that_is_on_its_device_has_given_its_slot_back_before_the_next_is_asked_for(folder, monkeypatch):
+    slots, received = [], Ring.receive
+    monkeypatch.setattr(Ring, 'receive', lambda self, slot, sent: slots.append(slot) or received(self, slot, sent))
+    list(loader(folder, 1, batch=2, device='meta'))
+    assert len(slots) == 11 and set(slots) == {0, 1, 2}  # two are asked for, and one comes
 
 
 @pytest.mark.parametrize('persistent', [True, False])
@@ -346,6 +354,15 @@ def test_rows_of_labels_and_other_fields_come_with_the_images():
         assert all(torch.equal(here[key], there[key]) and here[key].dtype == there[key].dtype
                    for key in ('img', 'gt_label', 'weight', 'map'))
         assert here['gt_label'].dtype == torch.int8 and here['map'].shape[1:] == (99, 99)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64, torch.uint8])
+def test_tensors_of_every_type_come_as_float32(workers, dtype):
+    data = [dict(img=torch.full((3, 2, 2), k, dtype=dtype), gt_label=k) for k in range(5)]
+    made = list(Loader(data, 3, workers))
+    assert torch.equal(torch.cat([batch['img'] for batch in made])[:, 0, 0, 0], torch.arange(5.))
+    assert all(batch['img'].dtype == torch.float32 and batch['gt_label'].dtype == torch.int64 for batch in made)
 
 
 @pytest.mark.parametrize('workers', [0, 1])

@@ -245,7 +245,7 @@ def test_a_cooldown_longer_than_the_run_is_all_of_it():
     (dict(policy='CosineAnnealing'), ValueError, 'needs one of min_lr and min_lr_ratio'),
     (dict(policy='CosineAnnealing', min_lr=0, min_lr_ratio=0.1), ValueError, 'needs one of min_lr and min_lr_ratio'),
     (dict(policy='Cyclic', by_epoch=True), ValueError, 'the policy Cyclic counts iterations, but by_epoch=True'),
-    (dict(policy='OneCycle', max_lr=1., anneal_strategy='sin'), ValueError, "'sin'; choose from cos, linear"),
+    (dict(policy='OneCycle', max_lr=1., anneal_strategy='sin'), ValueError, "='sin'; known: 'cos', 'linear'"),
     (dict(policy='OneCycle', max_lr=[0.1, 0.2]), ValueError, 'max_lr of OneCycle is one number'),
     (dict(policy='CosineRestart', periods=[1, 2], min_lr=0), ValueError, '2 periods, but 1 restart_weights'),
     (dict(policy='fixed', warmup='lin', warmup_iters=5), ValueError, "warmup='lin' is unknown; choose from constant"),

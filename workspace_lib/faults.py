@@ -29,9 +29,6 @@ _IN_A_ROW = 10  # batches skipped one after another: then it is not the batches
 class Stopped(SystemExit):
     """The run was asked to stop, and saved; its exit status is `STOPPED`."""
 
-    def __init__(self) -> None:
-        super().__init__(STOPPED)
-
 
 @HOOKS.register_module()
 class CheckInvalidLossHook(Hook):
@@ -191,4 +188,4 @@ class StopSignalHook(Hook):
             raise RuntimeError(f'{name} asked to stop, but nothing could be saved')
         runner.logger.warning('stopped by %s after iteration %d, exit status %d; go on with: --resume-from %s', name,
                               done, STOPPED, path or 'auto')
-        raise Stopped
+        raise Stopped(STOPPED)

@@ -18,6 +18,19 @@ _SECONDS = 2.  # to judge it by
 _WAITING = 1 / 3  # of the time: less may be hidden behind a GPU's queue, or gained by no worker
 
 
+class Waiting:
+    """What of a loop's time goes into waiting for its loader, both in seconds, as ``IterTimerHook`` has timed it."""
+
+    def __init__(self) -> None:
+        self.waited = self.elapsed = 0.
+
+    def add(self, runner: EpochBasedRunner, count: int) -> None:
+        """The last `count` iterations, but not the first of an epoch: it waits for the workers to start."""
+        count -= runner.inner_iter + 1 == count
+        self.waited += runner.log_buffer.total('data_time', count)
+        self.elapsed += runner.log_buffer.total('time', count)
+
+
 @HOOKS.register_module()
 class LoaderWatchHook(Hook):
     """Says once a run when its loader holds it up, and what to change; part of every training.
@@ -29,18 +42,15 @@ class LoaderWatchHook(Hook):
     priority = 80
 
     def before_run(self, runner: EpochBasedRunner) -> None:
-        self.advised, self.waited, self.elapsed = False, 0., 0.
+        self.advised, self.waiting = False, Waiting()
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
-        done = runner.inner_iter + 1
-        if self.advised or done % _ITERATIONS:
+        if self.advised or (runner.inner_iter + 1) % _ITERATIONS:
             return
-        count = _ITERATIONS - (done == _ITERATIONS)  # without an epoch's first batch: it waits for the workers
-        self.waited += runner.log_buffer.total('data_time', count)
-        self.elapsed += runner.log_buffer.total('time', count)
-        if self.elapsed < _SECONDS:
+        self.waiting.add(runner, _ITERATIONS)
+        if self.waiting.elapsed < _SECONDS:
             return
-        share, self.waited, self.elapsed = self.waited / self.elapsed, 0., 0.
+        share, self.waiting = self.waiting.waited / self.waiting.elapsed, Waiting()
         if share >= _WAITING and not any(getattr(hook, 'sampler', None) for hook in runner.hooks):
             self.advised = True
             runner.logger.warning('the loader is the limit: %.0f%% of the time goes into waiting for batches. %s',

@@ -11,6 +11,8 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
+from .arguments import check_known
+
 # f(base_lr, progress, total) -> lr, where progress and total count epochs, or iterations with by_epoch=False.
 # Formulas and the order of their operations: mmcv 1.7.2, mmcv/runner/hooks/lr_updater.py and momentum_updater.py.
 Policy = Callable[[float, int, int], float]
@@ -95,8 +97,7 @@ def _cosine_restart(periods: Sequence[int], restart_weights: Sequence[float] = (
 
 def _curve(anneal_strategy: str) -> Callable[[float, float, float], float]:
     curves = dict(cos=_cos, linear=_linear)
-    if anneal_strategy not in curves:
-        raise ValueError(f'anneal_strategy is {anneal_strategy!r}; choose from {", ".join(curves)}')
+    check_known('anneal_strategy', anneal_strategy, curves)
     return curves[anneal_strategy]
 
 

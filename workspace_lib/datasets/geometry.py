@@ -176,10 +176,9 @@ class RandomErasing(Sometimes):
         rows, columns = (torch.arange(side, device=img.device) for side in img.shape[2:])
         inside = ((top <= rows) & (rows < top + h))[:, :, None] & ((left <= columns) & (columns < left + w))[:, None]
         generator = torch.Generator(img.device).manual_seed(rng.getrandbits(63))
-        colour = np.array(self.fill_color).astype(np.uint8).tolist()
         for channel, plane in enumerate(img.unbind(1)):  # with noise of all three, three times the memory
             if self.mode == 'const':
-                plane.masked_fill_(inside, colour[channel])
+                plane.masked_fill_(inside, np.array(self.fill_color[channel]).astype(np.uint8).item())
             else:
                 plane.copy_(torch.where(inside, self._noise(plane, channel, generator), plane))
         return img

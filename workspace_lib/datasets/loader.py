@@ -16,9 +16,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import cv2
@@ -31,13 +31,11 @@ from .base import BaseDataset
 from .decode import DecodeError
 from .mixing import BatchAugments
 from .pipeline import DRAWS, DeviceStage, Pipeline, _seeded_globals
-from .ring import AHEAD, SPARE, Batch, Ring, batch_memory, choose_workers, copied_ahead, cores, to_device, to_send
+from .ring import SPARE, Batch, Ring, batch_memory, choose_workers, copied_ahead, cores, to_device, to_send, way_out
 from .wrappers import leaves, locate
 
 _log = logging.getLogger(__name__)
 SHARED_MEMORY = '/dev/shm'  # through which workers hand over their batches
-_MORE_SHARED_MEMORY = ('give the container more (SHM_SIZE=8gb in .env, or docker run --shm-size=8g), or set '
-                       'data.workers_per_gpu=0, or a smaller data.samples_per_gpu')
 _WHY_WORKERS_DIE = ('Killed: look for the out-of-memory killer in dmesg, and lower data.workers_per_gpu. Bus error: '
                     '/dev/shm is full (SHM_SIZE in .env, or docker run --shm-size). Segmentation fault: look at the '
                     'file (workspace verify_dataset)')
@@ -91,22 +89,18 @@ class Loader:
             options = {'prefetch_factor': ahead, **options}
         if num_workers == 0:
             options.pop('prefetch_factor', None)
-        self._locks = pin_memory and self.device.type == 'cuda'
+        self.num_workers, self._locks = num_workers, pin_memory and self.device.type == 'cuda'
         # Where each worker is: its process, and the sample that it reads.
-        self._maker.places = self._places = multiprocessing.RawArray('q', [-1] * 2 * max(num_workers, 1))
+        self._maker.reading = self._places = multiprocessing.RawArray('q', [-1] * 2 * max(num_workers, 1))
         self._batches: DataLoader = DataLoader(
             self._maker, batch_sampler=self._requests, num_workers=num_workers, collate_fn=tuple,  # type: ignore
             worker_init_fn=_calm, generator=torch.Generator(),  # so as not to draw from the global one
             persistent_workers=persistent_workers and num_workers > 0, **options)
         # Batches that may be on their way or in use at once.
-        self._slots = min(num_workers * (self._batches.prefetch_factor or AHEAD), len(self)) + SPARE
+        self._slots = min(num_workers * (self._batches.prefetch_factor or 0), len(self)) + SPARE
 
     def __len__(self) -> int:
         return len(self._requests)
-
-    @property
-    def num_workers(self) -> int:
-        return self._batches.num_workers
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next pass is; without this call, each pass is the one after the last."""
@@ -129,7 +123,7 @@ class Loader:
             for number, batch in enumerate(batches, first):
                 if isinstance(batch, Exception):
                     raise batch
-                yield self._finished(to_device(batch, self.device), epoch, number)
+                yield self._finished(batch, epoch, number)
                 if self._pass is not mine and self._batches.persistent_workers:  # whose batches this would take
                     raise RuntimeError(f'the pass of epoch {epoch} was left after batch {number}, when another began: '
                                        'set persistent_workers=False, or build a loader for each')
@@ -151,7 +145,7 @@ class Loader:
             self._batches._iterator = self._requests.ring = None  # so that new ones are started
         if self.num_workers == 0 or self._requests.ring and self._batches.persistent_workers:
             return
-        self._requests.ring = self._maker.slots = None  # its place is the next one's
+        self._requests.ring, self._maker.slots = None, torch.empty(0, 0)  # its place is the next one's
         if why := self.shortage():
             raise RuntimeError(why)
         ring = Ring(self._slots, self._batch_bytes) if self._batch_bytes else Ring()
@@ -170,29 +164,26 @@ class Loader:
             return ''
         return (f'{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but {self._slots} batches of '
                 f'{self._batch_bytes / 2**20:.1f} MiB may be on their way from {self.num_workers} workers, '
-                f'{needed / 2**20:.0f} MiB in all: {_MORE_SHARED_MEMORY}')
+                f'{needed / 2**20:.0f} MiB in all: {way_out(needed)}')
 
     def explain(self, error: BaseException) -> None:
         """Add to an error which worker died, if one did, which file it was reading, and why that may be."""
-        if 'shared memory(shm)' in str(error):  # in torch's words: since `shortage` looked, others have taken it
-            error.add_note(f'{SHARED_MEMORY} is full: {_MORE_SHARED_MEMORY}')
         if isinstance(error, ConnectionError | EOFError):
             with suppress(RuntimeError):  # torch lost a worker amid a batch, and may say which while the system notes
                 time.sleep(0.2)  # that it ended
-        told = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))  # or not all have started
-        dead: dict[int, int | None] = {int(pid): None for pid in told[1].split(',')} if told else {}
+        told = re.findall(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', str(error))  # or not all have started
+        dead = {int(pid): 0 for pids in told for pid in pids.split(',')}
         dead |= {worker.pid: worker.exitcode for worker in self._workers() if worker.exitcode}
         for pid, index in zip(self._places[::2], self._places[1::2], strict=True):
             if pid in dead and not any(f'process {pid}' in note for note in getattr(error, '__notes__', ())):
                 at = f'was reading {self._maker.name_of(index)}' if index >= 0 else 'was between two batches'
-                code = dead[pid] or 0
-                how = f' ended by {signal.Signals(-code).name},' if code < 0 else ''
+                how = f' ended by {signal.Signals(-code).name},' if (code := dead[pid]) < 0 else ''
                 error.add_note(f'a worker of the loader, process {pid}{how} {at}. {_WHY_WORKERS_DIE}')
 
     @cached_property
     def _batch_bytes(self) -> int:
         """Of a batch's images on their way from a worker, as the first sample has them; 0 where that is broken."""
-        batch, broken, _ = self._maker.__getitems__((-1, [0], [0]))
+        batch, broken, _ = self._maker.__getitems__((-1, (0, [0]), [0]))
         self._tell(broken)
         return 0 if isinstance(batch, Exception) else min(self.batch_size, self._requests.samples) * batch['img'].nbytes
 
@@ -209,11 +200,14 @@ class Loader:
         return getattr(getattr(self._batches, '_iterator', None), '_workers', [])
 
     def _received(self) -> Iterator[Any]:
-        """Batches, here; and errors, for whoever hands them on."""
-        ring = self._requests.ring or Ring()
-        for batch, broken, slot in self._batches:
+        """Batches, on the device unless a stream copies them ahead; and errors, for whoever hands them on.
+
+        A batch has no name here that outlives its copy: its slot is free before the next is asked for.
+        """
+        ring, at = self._requests.ring or Ring(), 'cpu' if self.device.type == 'cuda' else self.device
+        for sent, broken, slot in self._batches:
             self._tell(broken)
-            yield batch if isinstance(batch, Exception) else ring.receive(slot, batch)
+            yield sent if isinstance(sent, Exception) else to_device(ring.receive(slot, sent), at)
 
     def _finished(self, batch: Batch, epoch: int, number: int) -> Batch:
         """A batch, where it is on its device: late steps done, normalised, in the memory format asked for, mixed."""
@@ -241,10 +235,10 @@ class Loader:
 
 
 class _Requests:
-    """The batches of an epoch, as the workers are asked for them: (slot of the ring, seeds, indices).
+    """The batches of an epoch, as the workers are asked for them: (slot of the ring, (base, places), indices).
 
-    A sample's seed comes from seed, epoch and index, or, as a sampler may give one several times, from its place in the
-    epoch.
+    A sample's seed is `base | place`, of seed and epoch, and of its index or, as a sampler may give one several times,
+    its place in the epoch: a list of such long numbers would take as long to send as all the rest.
     """
 
     def __init__(self, length: int, batch_size: int, shuffle: bool, seed: int, round_up: bool, drop_last: bool,
@@ -280,7 +274,7 @@ class _Requests:
             self._order = epoch, self._indices(epoch)
         return self._order[1][batch * self.batch_size:(batch + 1) * self.batch_size]
 
-    def __iter__(self) -> Iterator[tuple[int, list[int], list[int]]]:
+    def __iter__(self) -> Iterator[tuple[int, tuple[int, Sequence[int]], list[int]]]:
         ring = self.ring or Ring()
         ring.recall()  # torch has waited for what workers were still at before it comes here
         epoch, self.epoch = self.epoch, self.epoch + 1
@@ -290,41 +284,39 @@ class _Requests:
         base = _mix(self.seed, epoch) << 40
         for start in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             mine = slice(start, start + self.batch_size)
-            yield ring.ask(), [base | place for place in places[mine]], indices[mine]
+            yield ring.ask(), (base, places[mine]), indices[mine]
 
 
 class _BatchMaker:
     """What runs in the workers: a request in; out a batch (see `to_send`), files that turned out broken, the slot."""
 
     def __init__(self, dataset: Any, stage: DeviceStage | None, for_device: bool) -> None:
-        self.dataset, self.stage, self.for_device, self._leaves = dataset, stage, for_device, leaves(dataset)
-        self.places: Any = [-1, -1]
-        self.slots: Tensor | None = None
+        self.dataset, self.stage, self._leaves = dataset, stage, leaves(dataset)
+        self.left: dict[str, Any] = {'for_device': True} if for_device else {}
+        self.reading: Any = [-1, -1]
+        self.at, self.slots, self.memory = 1, torch.empty(0, 0), np.empty((0, 0), np.uint8)  # of a worker: see `_calm`
 
-    def __getitems__(self, request: tuple[int, list[int], list[int]]) -> tuple[Batch | Exception, Broken, int]:
+    def __getitems__(self, request: tuple[int, tuple[int, Sequence[int]], list[int]]) -> tuple[Any, Broken, int]:
         number, seeds, indices = request
-        slot = None if self.slots is None or number < 0 else self.slots[number]
-        known = len(self._broken())
+        slot = None if number < 0 else self.memory[number]
+        known = self._broken().items()
         try:
-            batch: Any = to_send(collate(self._samples(seeds, indices), self.stage, slot, len(indices)), slot)
+            batch: Any = to_send(collate(self._samples(*seeds, indices), self.stage, slot, len(indices)), slot)
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
-        broken = self._broken()
-        return batch, broken if len(broken) > known else {}, number
+        return batch, dict(self._broken().items() - known), number
 
-    def _samples(self, seeds: list[int], indices: list[int]) -> Iterator[dict[str, Any]]:
-        info, places = get_worker_info(), self.places
-        mine = 2 * info.id if info else 0
-        places[mine] = os.getpid()
-        for seed, index in zip(seeds, indices, strict=True):
-            places[mine + 1] = index
-            try:
-                yield _sample(self.dataset, index, seed, self.for_device)
-            except Exception as error:
-                if (name := self.name_of(index)) not in f'{error} {getattr(error, "__notes__", "")}':
-                    error.add_note(f'while reading {name}')
-                raise
-        places[mine + 1] = -1
+    def _samples(self, base: int, places: Sequence[int], indices: list[int]) -> Iterator[dict[str, Any]]:
+        sample = getattr(self.dataset, 'sample', None) or partial(_sample, self.dataset)
+        try:
+            for place, index in zip(places, indices, strict=True):
+                self.reading[self.at] = index
+                yield sample(index, base | place, **self.left)
+        except Exception as error:
+            if (name := self.name_of(index)) not in f'{error} {getattr(error, "__notes__", "")}':
+                error.add_note(f'while reading {name}')
+            raise
+        self.reading[self.at] = -1
 
     def name_of(self, index: int) -> str:
         dataset, at = locate(self.dataset, index)
@@ -350,17 +342,15 @@ def _end_alike(parts: list[Any]) -> bool:
             and len({repr(part.pipeline.device_stage.steps) for part in parts}) == 1)
 
 
-def _sample(dataset: Any, index: int, seed: int, for_device: bool) -> dict[str, Any]:
+def _sample(dataset: Any, index: int, seed: int, **left: bool) -> dict[str, Any]:
     dataset, index = locate(dataset, index)
-    if for_device:
-        return dataset.sample(index, seed, for_device)
     if hasattr(dataset, 'sample'):
-        return dataset.sample(index, seed)
+        return dataset.sample(index, seed, **left)
     with _seeded_globals(seed):  # of another library, borrowed or a person's own: it draws from the global generators
         return dataset[index]
 
 
-def collate(items: Any, stage: DeviceStage | None = None, slot: Tensor | None = None, count: int = 0) -> Batch:
+def collate(items: Any, stage: DeviceStage | None = None, slot: np.ndarray | None = None, count: int = 0) -> Batch:
     """Samples to a batch: `img` to uint8 or float (N, C, H, W), arrays to one array, others as torch does.
 
     Each image is written where it stays as soon as it is there. `img_metas` is left out; a file's name is to be had of
@@ -368,37 +358,36 @@ def collate(items: Any, stage: DeviceStage | None = None, slot: Tensor | None = 
 
     Args:
         items: dictionaries; `count` of them, if that is not to be seen of them.
-        stage: normalises uint8 at once. slot: memory to write into, if it is large enough.
+        stage: normalises uint8 at once. slot: bytes to write into, if they are enough; `img` is then an array.
 
     Raises:
         ValueError: images of different sizes or types.
     """
     for number, item in enumerate(items):
-        img = item['img']
+        img = _pixels(item['img'])
         if number == 0:
-            shape, dtype, (batch, write) = img.shape, img.dtype, _room(img, count or len(items), stage, slot)
+            shape, dtype, bare = img.shape, img.dtype, img is item['img'] and img.dtype == np.uint8  # and (H, W, C)
+            size, kind = ((*shape[2:], *shape[:2]), np.dtype(np.float32)) if bare and stage else (shape, dtype)
+            room = np.asarray(batch := batch_memory((count or len(items), *size), kind, slot))
             fields: dict[str, list[Any]] = {key: [] for key in item if key not in ('img', 'img_metas')}
         elif img.shape != shape or img.dtype != dtype:
-            raise ValueError(f'the images of a batch differ in (height, width, channels) or type: {tuple(shape)} '
-                             f'{dtype} and {tuple(img.shape)} {img.dtype}; end the pipeline with a step of fixed size '
-                             '(Resize, CenterCrop), or batch one by one')
-        write(number, img)
+            raise ValueError(f'the images of a batch differ in (height, width, channels) or type: {shape} {dtype} and '
+                             f'{img.shape} {img.dtype}; end the pipeline with a step of fixed size (Resize, '
+                             'CenterCrop), or batch one by one')
+        if bare and stage:
+            stage.write(img, room[number])
+        else:
+            room[number] = img
         for key, values in fields.items():
             values.append(item[key])
-    return {'img': batch, **{key: np.array(values) if isinstance(values[0], np.ndarray | np.generic)
-                             else default_collate(values) for key, values in fields.items()}}
+    return {'img': batch.swapaxes(1, 3).swapaxes(2, 3) if bare and not stage else batch,
+            **{key: np.array(values) if isinstance(values[0], np.ndarray | np.generic) else default_collate(values)
+               for key, values in fields.items()}}
 
 
-def _room(img: Any, count: int, stage: DeviceStage | None, slot: Tensor | None) -> tuple[Tensor, Callable[..., Any]]:
-    """A batch (N, C, H, W) of images like this one, and what writes an image into it."""
-    if not isinstance(img, np.ndarray) or img.dtype != np.uint8:  # (C, H, W), and normalised
-        batch = batch_memory((count, *img.shape), torch.as_tensor(img).dtype, slot)
-        return batch, lambda at, img: batch[at].copy_(torch.as_tensor(img))
-    if stage is None:
-        batch = batch_memory((count, *img.shape), torch.uint8, slot)
-        return batch.permute(0, 3, 1, 2), batch.numpy().__setitem__
-    planes = batch_memory((count, *img.shape[2:], *img.shape[:2]), torch.float32, slot)
-    return planes, lambda at, img: stage.write(img, planes[at].numpy())
+def _pixels(img: Any) -> np.ndarray:
+    """An image as numpy has it, which knows no bfloat16."""
+    return (img.float() if img.dtype is torch.bfloat16 else img).numpy(force=True) if isinstance(img, Tensor) else img
 
 
 def _free_memory() -> int:
@@ -412,6 +401,10 @@ def _mix(seed: int, epoch: int) -> int:
 
 
 def _calm(worker: int) -> None:
+    maker: Any = get_worker_info().dataset  # type: ignore[union-attr]
+    # An array: each batch sweeps the caches here, and tensors then cost a tenth of a millisecond.
+    maker.memory, maker.at = maker.slots.numpy(), 2 * worker + 1
+    maker.reading[2 * worker] = os.getpid()
     cv2.setNumThreads(0)  # workers fill the cores by themselves
     torch.set_num_threads(1)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

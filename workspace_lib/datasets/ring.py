@@ -47,19 +47,19 @@ class Ring:
         self._asked.add(slot := next(free, -1))
         return slot
 
-    def receive(self, slot: int, batch: Batch) -> Batch:
+    def receive(self, slot: int, sent: Batch) -> Batch:
         """A batch of `to_send` in tensors; the slot is free again when the last one over it is gone.
 
         Arrays of what is no number, such as text and dates, stay arrays.
         """
         self._asked.discard(slot)
-        if isinstance(batch['img'], tuple):
-            dtype, shape, stride = batch['img']
-            array = self._bytes[slot]  # a new object, which lives as long as any tensor over it
-            self._lent[slot] = weakref.ref(array)
-            batch['img'] = torch.from_numpy(array).view(dtype).as_strided(shape, stride)
-        return {key: torch.from_numpy(sent) if isinstance(sent, np.ndarray) and sent.dtype.kind in 'biufc' else sent
-                for key, sent in batch.items()}
+        return {key: self._tensor(slot, *value) if type(value) is tuple else value for key, value in sent.items()}
+
+    def _tensor(self, slot: int, data: bytes | None, dtype: str, shape: Any, strides: Any) -> Tensor:
+        array = np.ndarray(shape, dtype, self._bytes[slot] if data is None else bytearray(data), 0, strides)
+        if data is None:
+            self._lent[slot] = weakref.ref(array)  # which lives as long as any tensor over it
+        return torch.from_numpy(array)
 
     def lock_pages(self, device: torch.device) -> str:
         """Keep the memory where a GPU can fetch from it by itself; returns why that is not to be had, or ''."""
@@ -74,24 +74,39 @@ class Ring:
         return ''
 
 
-def batch_memory(shape: tuple[int, ...], dtype: torch.dtype, slot: Tensor | None = None) -> Tensor:
-    """Memory for a batch: of `slot` if that is large enough, else fresh; in a worker shared, so that none is copied."""
+def batch_memory(shape: tuple[int, ...], dtype: np.dtype, slot: np.ndarray | None = None) -> Any:
+    """Memory for a batch: an array over `slot` if that is large enough, else a tensor, in a worker of shared memory."""
     size = math.prod(shape) * dtype.itemsize
     if slot is not None and size <= len(slot):
-        return slot[:size].view(dtype).view(shape)
-    return torch.empty(shape, dtype=dtype) if get_worker_info() is None else _shared(shape, dtype)
+        return slot[:size].view(dtype).reshape(shape)
+    empty = torch.empty if get_worker_info() is None else _shared
+    return empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device='cpu')
+    try:
+        storage = torch.UntypedStorage._new_shared(size := math.prod(shape) * dtype.itemsize, device='cpu')
+    except RuntimeError as error:  # since the loader looked, others have taken it
+        error.add_note(f'shared memory is full: {way_out(size)}')
+        raise
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
-def to_send(batch: Batch, slot: Tensor | None) -> Batch:
-    """A batch as a worker sends it: images that are in the slot as (dtype, shape, stride)."""
-    if slot is not None and (img := batch['img']).data_ptr() == slot.data_ptr():
-        batch['img'] = img.dtype, tuple(img.shape), img.stride()
-    return batch
+def way_out(size: int) -> str:
+    """What to do without so many bytes; names enough for those of all ranks here, and as many for another loader."""
+    enough = max(8, -(-2 * size * int(os.environ.get('LOCAL_WORLD_SIZE', 1)) // 2**30))
+    return (f'give the container more (SHM_SIZE={enough}gb in .env, or docker run --shm-size={enough}g), or set '
+            'data.workers_per_gpu=0, or a smaller data.samples_per_gpu')
+
+
+def to_send(batch: Batch, slot: np.ndarray | None) -> Batch:
+    """A batch as a worker sends it; with a slot, arrays of numbers as (bytes, dtype, shape, strides), without the bytes
+    of images that are in it: multiprocessing takes several times as long to pickle anything but plain types.
+    """
+    sent = {key: value for key, value in batch.items() if isinstance(value, np.ndarray) and value.dtype.kind in 'biufc'}
+    return batch | {key: torch.from_numpy(value) if slot is None else
+                    (None if key == 'img' else value.tobytes(), value.dtype.str, value.shape, value.strides)
+                    for key, value in sent.items()}
 
 
 def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
@@ -126,7 +141,7 @@ def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
         side.synchronize()  # before the slots of what was left behind are free
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in batch.items()}
 

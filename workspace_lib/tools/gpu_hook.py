@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..hooks import Hook
-from ..loader_watch import feed
+from ..loader_watch import Waiting, feed
 from ..log_hooks import LoggerHook
 from ..registry import HOOKS
 from .nvml import Card, Sample, Sampler, open_nvml
@@ -101,14 +101,12 @@ class GPUMonitorHook(Hook):
     def _judge(self, runner: EpochBasedRunner, samples: list[Sample], count: int) -> None:
         if self.advised == runner.epoch:
             return
-        # Not the first batch of an epoch: it waits for the workers to start.
-        count -= runner.inner_iter + 1 == count
         self.samples += samples
-        self.waited += runner.log_buffer.total('data_time', count)
-        self.elapsed += runner.log_buffer.total('time', count)
+        self.waiting.add(runner, count)
         if len(self.samples) < _ENOUGH:
             return
-        found = advice(self.samples, self.waited / self.elapsed if self.elapsed else None, runner.data_loader)
+        elapsed = self.waiting.elapsed
+        found = advice(self.samples, self.waiting.waited / elapsed if elapsed else None, runner.data_loader)
         self._forget()
         if found:
             self.advised = runner.epoch
@@ -116,7 +114,7 @@ class GPUMonitorHook(Hook):
 
     def _forget(self) -> None:
         self.samples: list[Sample] = []
-        self.waited = self.elapsed = 0.
+        self.waiting = Waiting()
 
 
 def _card(nvml: Any, device: torch.device) -> Card:
