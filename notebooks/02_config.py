@@ -353,10 +353,10 @@ assert 'imagenet_bs256.py' in page and '0.8' in page and cfg.optimizer.momentum 
 # %%
 from workspace_lib.tools import commands
 
-source = inspect.getsource(commands.train).splitlines()
+source = inspect.getsource(commands.train).splitlines() + inspect.getsource(commands.build_run).splitlines()[1:]
 calls = [line.strip() for line in source if 'build_' in line or 'load_config' in line]
 print(*calls, sep='\n')
-assert [call.split('(')[0].split()[-1] for call in calls] == ['load_config', 'build_classifier', 'build_training']
+assert [call.split('(')[0].split()[-1] for call in calls] == ['load_config', 'build_run', 'build_classifier', 'build_training']
 
 # %% [markdown]
 # ## Exercises

@@ -34,13 +34,20 @@ class ImageClassifier(BaseModule):
                  head: dict[str, Any] | None = None, pretrained: str | None = None,
                  train_cfg: dict[str, Any] | None = None, init_cfg: InitCfg = None) -> None:
         super().__init__(dict(type='Pretrained', checkpoint=pretrained) if pretrained else init_cfg)
-        self.with_neck, self.with_head = neck is not None, head is not None
         self.backbone = build_backbone(backbone)
         if neck is not None:
             self.neck = Sequential(*map(build_neck, neck)) if isinstance(neck, (list, tuple)) else build_neck(neck)
         if head is not None:
             self.head: Any = build_head(head)
         self.train_cfg = train_cfg or {}
+
+    @property
+    def with_neck(self) -> bool:
+        return hasattr(self, 'neck')
+
+    @property
+    def with_head(self) -> bool:
+        return hasattr(self, 'head')
 
     def extract_feat(self, img: Tensor, stage: str = 'neck') -> Any:
         """Features after `stage`.

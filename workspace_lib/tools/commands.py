@@ -91,7 +91,7 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
         _find_start(cfg)
         _check_log_level(cfg)
         _set_seed(cfg, seed, deterministic)
-        runner, loaders = _built(cfg, name, validate, chosen)
+        runner, loaders = build_run(cfg, name, validate, chosen)
         if is_main():
             _start_folder(cfg, name, runner.timestamp, given)
         launch.scale_lr(runner, cfg)
@@ -122,7 +122,7 @@ def _set_seed(cfg: Config, given: int | None, deterministic: bool) -> None:
     set_random_seed(cfg.seed, deterministic or bool(cfg.get('deterministic')))
 
 
-def _built(cfg: Config, name: str, validate: bool, device: torch.device) -> tuple[EpochBasedRunner, list[Any]]:
+def build_run(cfg: Config, name: str, validate: bool, device: torch.device) -> tuple[EpochBasedRunner, list[Any]]:
     """Model and data sets, the runner and its loaders; the run is stamped with the same time on all ranks."""
     model = build_classifier(cfg.model)
     model.init_weights()
