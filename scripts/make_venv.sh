@@ -14,7 +14,7 @@ NEED_GB=9  # 6.6 installed, the rest for pip's downloads
 die() { printf 'make venv: %s\n' "$*" >&2; exit 1; }
 
 # Everything the environment depends on; the folder too, for scripts in a venv hold its absolute path.
-fingerprint() { { cat pyproject.toml "$CONSTRAINTS" scripts/make_venv.sh workspace_lib/jpeg_crop.c; printf '%s|%s' "$PWD" "$EXTRAS"; } | cksum; }
+fingerprint() { { cat pyproject.toml "$CONSTRAINTS" scripts/make_venv.sh workspace_lib/jpeg_crop.{c,py} workspace_lib/tools/jpeg_crop.py; printf '%s|%s' "$PWD" "$EXTRAS"; } | cksum; }
 
 usable() { [ -x $VENV/bin/python ] && $VENV/bin/python -c 'import pip' 2>/dev/null; }
 
@@ -81,6 +81,6 @@ step "3/3 PyTorch, JupyterLab and the library itself [$EXTRAS]" --no-build-isola
 if $VENV/bin/python -m pip list 2>/dev/null | grep -Eq '^opencv-(contrib-)?python '; then
     die 'opencv-python came in beside opencv-python-headless; they overwrite each other. Remove the package that asked for it.'
 fi
-$VENV/bin/python -m workspace_lib.tools.jpeg_crop || echo 'Training works without it, slower by a fifth or so: make doctor.'
+$VENV/bin/python -m workspace_lib.tools.jpeg_crop || echo "Training works without it, slower; later: $VENV/bin/python -m workspace_lib.tools.jpeg_crop"
 fingerprint > $STAMP
 echo "Installed. Python: $VENV/bin/python   commands: make help"

@@ -57,8 +57,10 @@ def compile_model(model: Any, options: dict[str, Any]) -> None:
     """Have `model` computed by ``torch.compile``; from the first failure to compile on without, and the log says why.
 
     A backward pass is compiled with its forward pass, so that it fails there too, before anything is learnt from the
-    batch; of a pass that failed halfway, behind a graph break, running means and random draws are put back. So the run
-    is one without ``compile`` from that step on. What compiles, and fails only when its backward pass runs, raises.
+    batch; of a shape's first pass that failed halfway, behind a graph break, running means and random draws are put
+    back. So the run is one without ``compile`` from that step on; but where a shape that ran before is compiled anew,
+    as a layer is unfrozen, and fails so, its batch has counted twice in them. What compiles, and fails only when its
+    backward pass runs, raises.
 
     Args:
         options: of ``torch.compile``. ``mode='reduce-overhead'`` is CUDA graphs. ``dynamic`` is False if not given: an

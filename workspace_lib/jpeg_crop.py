@@ -9,6 +9,7 @@ import hashlib
 import logging
 import sys
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,17 @@ def load(path: Path) -> Any:
     """The C function of a compiled library.
 
     Raises:
-        OSError, AttributeError: there is none, or it is no library of ours. RuntimeError: it gives other pixels in a
-            box amid noise with chroma at half the resolution, where everything at the edges of blocks would show.
+        OSError, AttributeError: there is none, or it is no library of ours. RuntimeError: it gives other pixels in
+            boxes amid noise, wide and narrow, at one of the usual resolutions of chroma.
     """
     function = ctypes.CDLL(str(path)).jpeg_crop
     function.argtypes = [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_int] * 7, ctypes.c_void_p]
     noise = (np.arange(80 * 80 * 3) ** 2 % 251).astype(np.uint8).reshape(80, 80, 3)
-    data = simplejpeg.encode_jpeg(noise, 90, 'BGR', '420')
-    box = crop(function, data, (80, 80), (21, 35, 29, 23))
-    if box is None or not np.array_equal(box, simplejpeg.decode_jpeg(data, 'BGR')[21:50, 35:58]):
-        raise RuntimeError(f'{path} gives other pixels than simplejpeg: the libjpeg in it is of another kind')
+    for chroma, width in product(('444', '422', '420', '440', '411', 'Gray'), (23, 2)):
+        data = simplejpeg.encode_jpeg(noise, 90, 'BGR', chroma)
+        box = crop(function, data, (80, 80), (21, 35, 29, width))
+        if box is None or not np.array_equal(box, simplejpeg.decode_jpeg(data, 'BGR')[21:50, 35:35 + width]):
+            raise RuntimeError(f'{path} gives other pixels ({chroma}) than simplejpeg: its libjpeg is of another kind')
     return function
 
 

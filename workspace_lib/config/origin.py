@@ -43,6 +43,9 @@ class History:
         self.loaded, self.values, self.merges = loaded, values, merges
         self._steps: dict[Path, Step | None] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), '_steps': {}}
+
     def step(self, path: Path) -> Step | None:
         """What stood at `path` after loading; None if nothing did."""
         if path not in self._steps:

@@ -24,7 +24,9 @@ _NOTHING = BaseValues('', '', [], None), Node(('', 0))  # one and the same for e
 
 def python_lines(loaded: Loaded, bases: Node) -> Node:
     inherited = (loaded.base_values, bases) if loaded.base_values.keys else _NOTHING
-    lines = _told(loaded.filename, loaded.code, *inherited)
+    # What is inherited is made anew by each load: kept, it would never be found again.
+    told = _told.__wrapped__ if loaded.base_values.keys else _told
+    lines = told(loaded.filename, loaded.code, *inherited)
     if not lines.plain:
         watched, (code, statements) = PythonLines(loaded.filename, *inherited), _probed(loaded.code)
         with suppress(Exception):  # it ran when it was loaded; if it does not now, what the text tells is the best

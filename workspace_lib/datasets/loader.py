@@ -168,6 +168,8 @@ class Loader:
 
     def explain(self, error: BaseException) -> None:
         """Add to an error which worker died, if one did, which file it was reading, and why that may be."""
+        if 'shared memory(shm)' in str(error) and not hasattr(error, '__notes__'):  # of other fields, in torch's words
+            error.add_note(f'shared memory is full: {way_out(self._batch_bytes * self._slots)}')
         if isinstance(error, ConnectionError | EOFError):
             with suppress(RuntimeError):  # torch lost a worker amid a batch, and may say which while the system notes
                 time.sleep(0.2)  # that it ended
@@ -299,15 +301,15 @@ class _BatchMaker:
     def __getitems__(self, request: tuple[int, tuple[int, Sequence[int]], list[int]]) -> tuple[Any, Broken, int]:
         number, seeds, indices = request
         slot = None if number < 0 else self.memory[number]
-        known = self._broken().items()
         try:
             batch: Any = to_send(collate(self._samples(*seeds, indices), self.stage, slot, len(indices)), slot)
         except (DecodeError, OSError) as error:
             batch = error  # the loader raises it, without a traceback through the worker
-        return batch, dict(self._broken().items() - known), number
+        return batch, self._broken(), number  # all of them: a batch that told of one may never have been taken
 
     def _samples(self, base: int, places: Sequence[int], indices: list[int]) -> Iterator[dict[str, Any]]:
-        sample = getattr(self.dataset, 'sample', None) or partial(_sample, self.dataset)
+        plain = hasattr(self.dataset, 'sample') and self._leaves == [self.dataset]  # no wrapper, to look behind
+        sample = self.dataset.sample if plain else partial(_sample, self.dataset)
         try:
             for place, index in zip(places, indices, strict=True):
                 self.reading[self.at] = index

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -93,8 +94,10 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def way_out(size: int) -> str:
-    """What to do without so many bytes; names enough for those of all ranks here, and as many for another loader."""
-    enough = max(8, -(-2 * size * int(os.environ.get('LOCAL_WORLD_SIZE', 1)) // 2**30))
+    """What to do without so many bytes; names enough for those of all ranks here, another loader, and what is there."""
+    at = Path('/dev/shm')
+    needed = 2 * size * int(os.environ.get('LOCAL_WORLD_SIZE', 1)) + (shutil.disk_usage(at).used if at.is_dir() else 0)
+    enough = max(8, -(-needed // 2**30))
     return (f'give the container more (SHM_SIZE={enough}gb in .env, or docker run --shm-size={enough}g), or set '
             'data.workers_per_gpu=0, or a smaller data.samples_per_gpu')
 

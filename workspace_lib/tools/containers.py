@@ -37,6 +37,8 @@ INPUTS = (
     'requirements/constraints.txt',
     'pyproject.toml',
     'workspace_lib/jpeg_crop.c',
+    'workspace_lib/jpeg_crop.py',
+    'workspace_lib/tools/jpeg_crop.py',
 )
 PROFILES = ('cpu', 'tensorboard', 'prepare', 'train')
 START_SECONDS = 180

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def build(target: Path, compiler: str = 'cc') -> None:
 
 
 def _compile(compiler: str, made: Path, libraries: Sequence[str]) -> str:
-    command = [compiler, '-O2', '-shared', '-fPIC', '-o', str(made), str(SOURCE), *libraries]
+    command = [*shlex.split(compiler), '-O2', '-shared', '-fPIC', '-o', str(made), str(SOURCE), *libraries]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError as error:
@@ -60,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--prefix', default=sys.prefix, help='environment that gets it; default: this one')
     parser.add_argument('--check', action='store_true', help='compile nothing; exit status 1 where it is off')
     args = parser.parse_args(argv)
-    path = library_path(args.prefix)
-    if not args.check:
-        try:
-            build(path, os.environ.get('CC', 'cc'))
-        except (RuntimeError, OSError) as error:
-            print(f'crop decoding stays off, JPEGs are decoded whole: {error}', file=sys.stderr)
-            return 1
+    try:
+        path = library_path(args.prefix)
+        if not args.check:
+            build(path, os.environ.get('CC') or 'cc')
+    except (RuntimeError, OSError) as error:
+        print(f'crop decoding stays off, JPEGs are decoded whole: {error}', file=sys.stderr)
+        return 1
     is_on, said = state(path)
     print(said)
     return not is_on

@@ -71,7 +71,7 @@ def lr_range_test(config: str | Config, low: float = 1e-5, high: float = 10.0, i
     if not 0 < low < high or iters < 2:
         raise ValueError(f'{low=}, {high=}, {iters=} are no range: 0 < low < high, and at least 2 steps')
     cfg, chosen = load_config(config, options), select_device(device)
-    cfg.seed, cfg.lr_config, cfg.log_config = seed, None, None
+    cfg.seed, cfg.lr_config, cfg.momentum_config, cfg.log_config = seed, None, None, None
     cfg.runner = dict(type='IterBasedRunner', max_iters=iters)
     runner, loader = training_without_files(cfg, chosen)
     test = _Range(np.geomspace(low, high, iters))
