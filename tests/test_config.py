@@ -481,6 +481,10 @@ def test_pickle_copy_deepcopy(write):
         other.a.b[0].c = 2
         assert cfg.a.b[0].c == 1 and isinstance(other.a.b[0], ConfigDict)
     assert copy.copy(cfg).a is cfg.a
+    fresh = load(write, 'a = dict(b=[dict(c=1)])')
+    small = len(pickle.dumps(fresh))
+    fresh.origin('a.b.0.c')
+    assert len(pickle.dumps(fresh)) == small  # what a walk remembers stays here
     node = pickle.loads(pickle.dumps(cfg.a))
     assert node == cfg.a and type(node.b[0]) is ConfigDict
     shallow = cfg.a.copy()

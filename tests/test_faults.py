@@ -393,8 +393,8 @@ def test_a_worker_says_which_file_it_is_at_without_slowing_down(images):  # noqa
 
 # Shared memory.
 
-def space(free):
-    return shutil._ntuple_diskusage(10**12, 10**12 - free, free)
+def space(free, used=0):
+    return shutil._ntuple_diskusage(used + free, used, free)
 
 
 def test_shared_memory_that_is_too_small_is_recognised_before_the_first_batch(images, monkeypatch):  # noqa: F811
@@ -408,6 +408,8 @@ def test_shared_memory_that_is_too_small_is_recognised_before_the_first_batch(im
     batches._batch_bytes = 3 * 2**30
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
     assert 'SHM_SIZE=84gb in .env, or docker run --shm-size=84g' in batches.shortage()  # 7 slots, 2 ranks, 2 loaders
+    monkeypatch.setattr(loader_module.shutil, 'disk_usage', lambda path: space(needed - 1, 64 * 2**30))
+    assert 'SHM_SIZE=148gb' in batches.shortage()  # what others hold stays theirs
     monkeypatch.delenv('LOCAL_WORLD_SIZE')
     monkeypatch.setattr(loader_module.shutil, 'disk_usage', lambda path: space(needed))
     assert len(list(loader(images, 2))) == 6

@@ -11,6 +11,7 @@ import torch
 
 from workspace_lib.datasets import CustomDataset, DecodeError, build_dataloader
 from workspace_lib.datasets.loader import Loader, _Requests
+from workspace_lib.datasets.wrappers import RepeatDataset
 from workspace_lib.registry import SAMPLERS
 
 NORMALIZE = dict(type='Normalize', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
@@ -203,6 +204,20 @@ def test_broken_files_are_skipped_and_counted_if_asked(folder, tmp_path, workers
     assert 'skipped broken file 2' in caplog.text
 
 
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_broken_file_is_known_though_its_batch_was_never_taken(folder, tmp_path, workers):
+    root = copy_of(folder, tmp_path)
+    (root / '0' / '05.jpg').write_bytes(b'')
+    dataset = CustomDataset(str(root), TRAIN, skip_broken=True)
+    batches = build_dataloader(dataset, 4, workers, shuffle=False)
+    left = iter(batches)
+    next(left)
+    left.close()  # the batch with the broken file is on its way, and lost
+    for _ in range(2):
+        epoch(batches)
+    assert [dataset.filename(index)[-8:] for index in dataset.broken] == ['0/05.jpg']
+
+
 def test_images_of_different_sizes_are_an_error_that_says_what_to_do(folder, tmp_path):
     root = copy_of(folder, tmp_path)
     cv2.imwrite(str(root / '0' / 'a.png'), np.zeros((9, 9, 3), np.uint8))
@@ -231,6 +246,19 @@ def test_a_subset_will_do(folder):
     img, _ = epoch(build_dataloader(torch.utils.data.Subset(dataset, [5, 3, 8]), 2, 0, shuffle=False))
     expected = [dataset.pipeline(dataset.data_infos[index])['img'] for index in (5, 3, 8)]
     torch.testing.assert_close(img, torch.stack(expected), rtol=0, atol=0)
+
+
+class Own(RepeatDataset):
+    def sample(self, index: int, seed: int | None = None) -> dict:
+        raise AssertionError('a wrapper is looked behind')
+
+
+@pytest.mark.parametrize('device', ['cpu', 'xpu'])
+def test_a_sample_of_a_wrapper_of_ones_own_is_not_asked(folder, device, monkeypatch):
+    monkeypatch.setattr('workspace_lib.datasets.loader.to_device', lambda batch, device: dict(batch))
+    dataset = CustomDataset(str(folder), TRAIN)
+    batches = build_dataloader(Own(dataset, 2), 16, 0, seed=1, device=device)
+    assert sum(len(batch['gt_label']) for batch in batches) == 2 * len(dataset)
 
 
 def test_options_of_the_data_loader_are_passed_on(folder):

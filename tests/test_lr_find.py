@@ -97,6 +97,15 @@ def test_a_step_is_one_of_training_as_the_config_has_it(bowl):
     assert Noting.seen[1][3] == pytest.approx(1 - rates[0])  # the gradient is clipped to 1
 
 
+def test_the_momentum_stays_while_the_rate_moves(bowl):
+    plain, bowl.momentum_config = lr_range_test(bowl, 1e-3, 1e-1, iters=6, device='cpu'), dict(policy='OneCycle')
+    bowl.optimizer = dict(type='SGD', lr=0.1, momentum=0.9)
+    with_policy = lr_range_test(bowl, 1e-3, 1e-1, iters=6, device='cpu')
+    bowl.momentum_config = None
+    np.testing.assert_array_equal(with_policy[1], lr_range_test(bowl, 1e-3, 1e-1, iters=6, device='cpu')[1])
+    assert not np.array_equal(with_policy[1], plain[1])
+
+
 def test_more_steps_than_batches_begin_another_pass(bowl):
     rates, _ = lr_range_test(bowl, 1e-6, 1e-5, iters=70, device='cpu')
     assert len(rates) == 70  # 4,000 digits are 63 batches
