@@ -52,7 +52,7 @@ def load(path: Path) -> Any:
         data = simplejpeg.encode_jpeg(noise, 90, 'BGR', chroma)
         box = crop(function, data, (80, 80), (21, 35, 29, width))
         if box is None or not np.array_equal(box, simplejpeg.decode_jpeg(data, 'BGR')[21:50, 35:35 + width]):
-            raise RuntimeError(f'{path} gives other pixels ({chroma}) than simplejpeg: its libjpeg is of another kind')
+            raise RuntimeError(f'{path} gives other pixels than simplejpeg ({chroma}): another kind of libjpeg')
     return function
 
 
