@@ -279,7 +279,8 @@ print(inspect.getsource(Loader.shortage))
 # %%
 def with_shm(free, device='cpu', workers=4, batch_size=256):
     """What the loader says in front of so much free shared memory; '' where its batches fit."""
-    with warnings.catch_warnings(), mock.patch.object(loading.shutil, 'disk_usage', lambda path: SimpleNamespace(free=free)):
+    memory = SimpleNamespace(free=free, used=0)
+    with warnings.catch_warnings(), mock.patch.object(loading.shutil, 'disk_usage', lambda path: memory):
         warnings.simplefilter('ignore')  # torch, of more workers than cores
         return Loader(Photographs(), batch_size, workers, device=device).shortage()
 
