@@ -34,7 +34,7 @@ def loaders(results: Results, names: list[str], folder: str, batch: int, rounds:
     base = next(iter(floor))
     if reason:
         results.missing(ANCHOR, f'{reason}; {base} stands in')
-    running: dict[str, Any] = {base: lambda: (floor[base](), float('nan'))}
+    running: dict[str, Any] = {name: lambda call=call: (call(), float('nan')) for name, call in floor.items()}
     for name in names:
         try:
             running[name] = Contestant(name, folder, batch, 2)
@@ -43,16 +43,16 @@ def loaders(results: Results, names: list[str], folder: str, batch: int, rounds:
     figures = in_turns(running, rounds)
     cpu = {name: [pair[0] for pair in pairs] for name, pairs in figures.items()}
     for kind, title in ('uint8', 'uint8'), ('float32', 'normalised to float32'):
-        rows = [base] + [name for name in running if name != base and CONTESTANTS[name][0] == kind]
+        rows = [name for name in running if name in floor or CONTESTANTS[name][0] == kind]
         under = 'ours' if kind == 'uint8' else 'ours float32'
         if under in rows:
             results.section(f'Loaders, batches of {title}', 'CPU ms/image', {name: cpu[name] for name in rows}, under)
-    rates = {name: [pair[1] for pair in pairs] for name, pairs in figures.items() if name != base}
+    rates = {name: [pair[1] for pair in pairs] for name, pairs in figures.items() if name not in floor}
     results.section('Loaders, all', 'images/s', rates, next(iter(rates)))
     for name, bound in AIMS.items():
         over = ratio(cpu, name, 'ours') if {name, 'ours'} <= {*cpu} else None
         results.aim(f'loader, CPU an image: {name} over ours', over, f'>= {bound:g}', 'x',
-                    results.content['missing'].get(name, 'left out with --only'))
+                    results.content['missing'].get(name, 'left out with --only or --quick'))
 
 
 def workers(results: Results, folder: str, batch: int, rounds: int) -> None:

@@ -117,14 +117,13 @@ class Results:
             'machine': machine(), 'versions': versions(), 'sections': [], 'aims': [], 'missing': {}}
 
     def section(self, title: str, unit: str, figures: Mapping[str, Sequence[float]], base: str) -> None:
-        """Add a table of contestants: median, least and most of their figures, and the median's ratio to `base`.
+        """Add a table of contestants: median, least and most of their figures, and the `ratio` to `base`.
 
         A later one of the same title takes its place, with more in it.
         """
         title += ' (toy size)' * self.content['toy']
-        below = statistics.median(figures[base])
         rows = {name: dict(median=statistics.median(runs), least=min(runs), most=max(runs), runs=list(runs),
-                           ratio=statistics.median(runs) / below if below else None)
+                           ratio=ratio(figures, name, base) if all(figures[base]) else None)
                 for name, runs in figures.items() if runs}
         made = dict(title=title, unit=unit, base=base, rows=rows)
         others = [section for section in self.content['sections'] if section['title'] != title]

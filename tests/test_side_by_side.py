@@ -55,7 +55,7 @@ def test_an_aim_is_a_bound(results):
 
 
 def test_a_section_gives_median_spread_and_ratio_to_its_base(results):
-    results.section('km', 'l', {'ours': [1., 3., 2.], 'theirs': [8., 4., 6.]}, base='ours')
+    results.section('km', 'l', {'ours': [1., 3., 2.], 'theirs': [8., 4., 6.]}, base='ours')  # round by round
     rows = read(results)['sections'][0]['rows']
     assert rows['theirs'] == dict(median=6., least=4., most=8., runs=[8., 4., 6.], ratio=3.)
     assert rows['ours']['ratio'] == 1.
@@ -84,7 +84,7 @@ def test_the_file_says_what_ran_on_what_and_is_there_after_each_part(results):
 
 
 def test_the_picture_has_a_panel_a_section(results):
-    results.section('km', 'l', {'ours': [1., 2.], 'theirs': [3.]}, base='ours')
+    results.section('km', 'l', {'ours': [1., 2.], 'theirs': [3., 3.]}, base='ours')
     results.section('t', 's', {'ours': [1.]}, base='ours')
     assert results.plot().read_bytes()[:4] == b'\x89PNG'
 
