@@ -68,7 +68,7 @@ class LogBuffer:
 def _mean(entries: Sequence[tuple[Any, int]]) -> float:
     total = sum(count for _, count in entries)
     if isinstance(entries[0][0], torch.Tensor):
-        values = torch.stack([value.detach().float().mean() for value, _ in entries])
+        values = torch.stack([value.float().mean() if value.ndim else value for value, _ in entries]).detach().float()
         weights = torch.tensor([count for _, count in entries], dtype=values.dtype)
         return float((values.cpu() * weights).sum()) / total
     return sum(value * count for value, count in entries) / total

@@ -56,6 +56,8 @@ def execute(notebook: Any, folder: Path) -> None:
         NotebookError: a cell raised an exception that it does not announce (tag ``raises-exception``), took longer
             than `CELL_SECONDS`, or ended its kernel.
     """
+    # The kernel imports the library that stands beside the notebooks, and not what else is installed.
+    path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get('PYTHONPATH')])])
     # No folder of kernel specifications: a "python3" that belongs to another installation cannot come in.
     # The asynchronous manager: the client of the other one blocks the loop in which nbclient counts the seconds of a
     # cell and looks whether the kernel lives, so that a kernel that died would be waited for without end.
@@ -64,7 +66,7 @@ def execute(notebook: Any, folder: Path) -> None:
                             coalesce_streams=True, store_widget_state=False, extra_arguments=['--log-level=40'],
                             shutdown_kernel='immediate', resources={'metadata': {'path': str(folder)}})
     try:
-        client.execute(cleanup_kc=True)
+        client.execute(cleanup_kc=True, env={**os.environ, 'PYTHONPATH': path})
     except CellExecutionError as error:
         raise NotebookError(f'a cell failed:\n{strip_escapes(str(error))}') from None
     except CellTimeoutError:

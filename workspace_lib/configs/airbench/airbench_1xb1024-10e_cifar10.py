@@ -6,9 +6,9 @@
 # Hardware: one GPU, Ampere or newer.
 # Expected: 85.6 %, far less than airbench94's 94.01 % (3.8 s on an A100), for what is left out. And more time: the
 # loader crops and flips on the CPU, where airbench has all data on the GPU.
-# State: trained whole once, on a CPU in float32, channels last, seed 0, from all of CIFAR-10 as JPEG files (lossy): after
-# epochs 1 to 10 it named 48.3, 66.9, 68.7, 74.2, 76.5, 79.5, 78.2, 80.9, 84.0, 85.6 % of the 10,000 test images. So the
-# mark of 94 % is MISSED. Never trained on a GPU.
+# State: trained whole once, on a CPU in float32, channels last, seed 0, from all of CIFAR-10 as JPEG files (lossy):
+# after epochs 1 to 10 it named 48.3, 66.9, 68.7, 74.2, 76.5, 79.5, 78.2, 80.9, 84.0, 85.6 % of the 10,000 test images.
+# So the mark of 94 % is MISSED. Never trained on a GPU.
 _base_ = ['../_base_/datasets/cifar10_bs16.py', '../_base_/default_runtime.py']
 model = dict(
     type='ImageClassifier',
