@@ -84,6 +84,16 @@ def test_no_path_of_this_machine_is_in_it(written):
     assert str(written.parent) not in text and str(Path.home()) not in text
 
 
+def test_the_library_is_the_one_that_stands_beside_the_notebooks(folder, tmp_path, monkeypatch):
+    (tmp_path / 'workspace_lib').mkdir()
+    (tmp_path / 'workspace_lib' / '__init__.py').write_text('')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    (folder / '01_b.py').write_text('# %%\nimport workspace_lib; workspace_lib.__file__\n')
+    assert notebooks.main(['--folder', str(folder), '01_b']) == 0
+    output = json.loads((folder / '01_b.ipynb').read_text())['cells'][0]['outputs'][0]
+    assert ''.join(output['data']['text/plain']) == repr(str(notebooks.CHECKOUT / 'workspace_lib' / '__init__.py'))
+
+
 def test_check_passes_on_a_fresh_one_and_writes_nothing(folder):
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
     assert notebooks.main(['--folder', str(folder), '--check']) == 0

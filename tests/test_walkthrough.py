@@ -120,6 +120,13 @@ def test_no_cell_ended_in_an_error(script):
         assert all(output['output_type'] != 'error' for output in cell.get('outputs', []))
 
 
+@parametrized(SCRIPTS)
+def test_no_output_tells_in_which_folder_of_which_machine_it_came_about(script):
+    path = re.compile(r'(?<![\w.~-])/[\w./-]+/(?:workspace_lib|site-packages)/')
+    for cell in json.loads(script.with_suffix('.ipynb').read_text())['cells']:
+        assert not path.findall(json.dumps(cell.get('outputs', [])).replace(r'\n', ' '))
+
+
 # --- the ten questions ----------------------------------------------------------------------------
 
 
