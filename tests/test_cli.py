@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from workspace_lib.datasets.loader import Loader
+from workspace_lib.jpeg_crop import decoder
 from workspace_lib.loops import single_gpu_test
 from workspace_lib.models.drawing import draw_result
 from workspace_lib.tools.cli import COMMANDS, main
@@ -117,6 +118,13 @@ def test_a_run_leaves_everything_that_it_was(world):
     assert dumped.optimizer.lr == 0.05 and dumped.seed == 0
     meta = torch.load(run / 'latest.pth', weights_only=True)['meta']
     assert tuple(meta['CLASSES']) == CLASSES and meta['seed'] == 0 and "type='ResNet'" in meta['config']
+
+
+def test_the_log_and_the_report_say_how_jpegs_are_decoded(world):
+    said = json.loads((world / 'run' / 'report.json').read_text())['run']['crop_decoding']
+    assert said.startswith('crop decoding is on' if decoder() else 'crop decoding is off: ')
+    log = next(path for path in (world / 'run').glob('*.log')).read_text()
+    assert log.count(f'INFO - {said}\n') == 1
 
 
 def test_json_lines_hold_training_and_evaluation(world):

@@ -19,11 +19,12 @@ import simplejpeg
 from PIL import Image
 
 from workspace_lib import jpeg_crop
-from workspace_lib.datasets import CustomDataset, DecodeError, Pipeline
+from workspace_lib.datasets import CustomDataset, DecodeError, Pipeline, build_dataset
 from workspace_lib.datasets.decode import decode, decode_later
 from workspace_lib.datasets.formatting import LoadImageFromFile
 from workspace_lib.datasets.transforms import RandomResizedCrop
 from workspace_lib.jpeg_crop import BESIDE, Box, crop, library_path, load
+from workspace_lib.tools import crop_decoding as words
 from workspace_lib.tools import jpeg_crop as tool
 
 SIZES = [(150, 200), (64, 97), (41, 33), (17, 16), (16, 17), (5, 7), (1, 1), (90, 3), (2, 130), (40, 19)]
@@ -352,8 +353,10 @@ class TestPipeline:
         [LOAD | dict(color_type='grayscale'), CROP], [LOAD | dict(imdecode_backend='cv2'), CROP],
         [LOAD | dict(color_type='color_ignore_orientation'), CROP], [LOAD, dict(type='RandomFlip'), CROP],
         [LOAD, dict(type='Resize', size=99)], [LOAD], [CROP], [OwnLoad(), CROP], [LOAD, OwnCrop(96)]], ids=str)
-    def test_other_pipelines_read_the_whole(self, on, monkeypatch, steps):
+    def test_other_pipelines_read_the_whole(self, on, monkeypatch, folder, steps):
         assert not self.decodes_boxes(monkeypatch, steps, encoded(photo()))
+        has_crop = any('Crop' in str(step) for step in steps)
+        assert words.crop_decoding(CustomDataset(str(folder), steps)) == (words.OTHER if has_crop else '')
 
     def test_pixels_that_are_there_already_are_cropped_as_before(self, on, monkeypatch):
         """Those of a pack."""
@@ -419,7 +422,10 @@ class TestCommand:
     def test_compiles_and_says_whether_it_is_on(self, library, tmp_path, capsys):
         arguments = ['--prefix', str(tmp_path)]
         assert tool.main([*arguments, '--check']) == 1
-        assert 'crop decoding is off: ' in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert 'crop decoding is off: ' in said
+        assert said.endswith(f'; python -m workspace_lib.tools.jpeg_crop --prefix {tmp_path} compiles it\n')
+        assert [*tmp_path.iterdir()] == []
         assert tool.main(arguments) == 0
         made = library_path(str(tmp_path))
         assert [*made.parent.iterdir()] == [made]
@@ -439,6 +445,7 @@ class TestCommand:
         assert tool.main(['--prefix', str(tmp_path)]) == 1
         said = capsys.readouterr().err
         assert 'JPEGs are decoded whole: no C compiler (no-such-compiler): apt-get install gcc' in said
+        assert [*tmp_path.iterdir()] == []
 
     @pytest.mark.parametrize('line', ['jpeg_crop.c:11:10: fatal error: jpeglib.h: No such file or directory',
                                       '/usr/bin/ld: cannot find -ljpeg: No such file or directory'])
@@ -449,7 +456,7 @@ class TestCommand:
         monkeypatch.setenv('CC', str(compiler))
         assert tool.main(['--prefix', str(tmp_path)]) == 1
         assert f'jpeg_crop.c does not compile: {line}. apt-get install' in capsys.readouterr().err
-        assert [*(tmp_path / 'lib' / 'workspace_lib').iterdir()] == []
+        assert [*tmp_path.iterdir()] == [compiler]
 
     def test_without_a_static_libjpeg_the_shared_one_is_taken(self, library, tmp_path, monkeypatch):
         monkeypatch.setattr(tool, 'LINKED', (['-l:no-such-archive.a'], *tool.LINKED[1:]))
@@ -460,6 +467,35 @@ class TestCommand:
         (tmp_path / 'lib').write_text('a file')
         assert tool.main(['--prefix', str(tmp_path)]) == 1
         assert 'crop decoding stays off' in capsys.readouterr().err
+
+
+class TestWords:
+    """What a training and a tool say of it."""
+
+    def test_on(self, on, folder):
+        assert words.crop_decoding(CustomDataset(str(folder), [LOAD, CROP, *REST])) == tool.ON
+
+    def test_off_with_the_way_out(self, choose, folder):
+        choose(Path('nowhere'))
+        said = words.crop_decoding(CustomDataset(str(folder), [LOAD, CROP, *REST]))
+        assert said == ('crop decoding is off: nowhere: cannot open shared object file: No such file or directory; '
+                        'python -m workspace_lib.tools.jpeg_crop compiles it')
+
+    def test_several_data_sets_are_as_the_worst_of_them(self, on, folder):
+        alone, whole = (dict(type='CustomDataset', data_prefix=str(folder), pipeline=[load, CROP, *REST])
+                        for load in (LOAD, LOAD | dict(imdecode_backend='cv2')))
+        assert words.crop_decoding(build_dataset([alone, alone])) == tool.ON
+        assert words.crop_decoding(build_dataset([alone, whole])) == words.OTHER
+
+    def test_a_pipeline_that_runs_as_written_decodes_the_whole(self, on, folder):
+        assert words.crop_decoding(CustomDataset(str(folder), [LOAD, CROP, lambda results: results])) == words.OTHER
+
+    def test_nothing_of_pixels_that_are_there_already(self, on):
+        digits = build_dataset(dict(type='MNIST5k', pipeline=[dict(type='RandomResizedCrop', size=28), *REST]))
+        assert words.crop_decoding(digits) == ''
+
+    def test_nothing_of_a_data_set_that_has_no_pipeline(self, on):
+        assert words.crop_decoding([dict(img=1)]) == ''
 
 
 def test_resized_boxes_are_what_opencv_makes_of_the_whole(on):

@@ -1,15 +1,19 @@
 """Rates of a loader: what is counted, and of which loaders; not how fast a machine is."""
 from __future__ import annotations
 
+import os
 import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from figures import assert_nothing_is_cut_off
+from image_folders import image_folders
 
-from workspace_lib import apis
-from workspace_lib.datasets import build_dataset
+from workspace_lib import apis, jpeg_crop
+from workspace_lib.datasets import build_dataloader, build_dataset
 from workspace_lib.tools import loader_speed, parts
 from workspace_lib.tools.cli import main
 
@@ -149,3 +153,38 @@ def test_the_command_prints_steps_and_rates_and_writes_the_picture(tmp_path, cap
     assert main(['loader_speed', DIGITS, '--workers', '0', '1', '--seconds', '0.05', '--out', str(out)]) == 0
     said = capsys.readouterr().out
     assert 'RandomCrop' in said and 'lenet5_mnist5k (1/s)' in said and out.stat().st_size > 3000
+
+
+CROPS = """
+pipeline = [dict(type='LoadImageFromFile'), dict(type='RandomResizedCrop', size=16),
+            dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])]
+data = dict(samples_per_gpu=4, workers_per_gpu=0, train=dict(type='CustomDataset', data_prefix={!r}, pipeline=pipeline))
+"""
+
+
+@pytest.mark.parametrize('is_on', [True, False])
+def test_the_command_says_what_is_decoded_in_a_training_and_in_its_table(monkeypatch, tmp_path, capsys, is_on):
+    config = tmp_path / 'crops.py'
+    config.write_text(CROPS.format(str(image_folders(tmp_path / 'images', 'ab', 4, 20))))
+    monkeypatch.setattr(jpeg_crop, 'decoder', lambda: object() if is_on else None)
+    monkeypatch.setattr(jpeg_crop, 'library_path', lambda: Path('nowhere'))
+    assert main(['loader_speed', str(config), '--workers', '0', '--seconds', '0.01',
+                 '--out', str(tmp_path / 'a.png')]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if 'crop decoding' in line]
+    assert len(said) == 1
+    if is_on:
+        assert said[0].startswith('crop decoding is on: ') and said[0].endswith('these steps are timed one by one, on '
+                                                                                'whole files')
+    else:
+        assert said[0].startswith('crop decoding is off: nowhere: ') and 'whole files' not in said[0]
+
+
+def test_more_workers_than_cores_were_asked_for_so_torch_need_not_warn(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0}, raising=False)
+    dataset = build_dataset(apis.load_config(DIGITS).data.train)
+    with pytest.warns(UserWarning, match='This DataLoader will create 2 worker processes'):
+        build_dataloader(dataset, 32, 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        loader_speed.rates_by_workers(dataset, 32, (2,), seconds=0.01)
+    assert not [str(warning.message) for warning in caught if 'worker processes' in str(warning.message)]

@@ -44,6 +44,7 @@ from ..resume import damage_of
 from ..runner import EpochBasedRunner
 from . import launch
 from .arguments import checked_output
+from .crop_decoding import crop_decoding
 from .eval_pictures import show_evaluations
 from .gpu_hook import GPUMonitorHook as GPUMonitorHook
 from .live import LivePlotHook as LivePlotHook
@@ -93,7 +94,7 @@ def train(config: str | Config, work_dir: str | None = None, resume_from: str | 
         _set_seed(cfg, seed, deterministic)
         runner, loaders = build_run(cfg, name, validate, chosen)
         if is_main():
-            _start_folder(cfg, name, runner.timestamp, given)
+            _start_folder(cfg, name, runner.timestamp, given, crop_decoding(training_loader(loaders, cfg).dataset))
         launch.scale_lr(runner, cfg)
         with memory_explained(runner):
             _say_start(runner, training_loader(loaders, cfg), cfg)
@@ -225,7 +226,7 @@ def _datasets_of_workflow(cfg: Config) -> list[Any]:
     return datasets
 
 
-def _start_folder(cfg: Config, name: str, stamp: str, given: dict[str, Any]) -> None:
+def _start_folder(cfg: Config, name: str, stamp: str, given: dict[str, Any], crops: str) -> None:
     """All that `rerun` needs: the config with seed and overrides, the other arguments of `train`, what ran them."""
     folder = Path(cfg.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,7 +234,7 @@ def _start_folder(cfg: Config, name: str, stamp: str, given: dict[str, Any]) -> 
     cfg.dump(str(folder / f'{name}.py'))
     versions = collect_versions()
     arguments = {key: value for key, value in given.items() if key not in _IN_CONFIG}
-    run = collect_run(f'{name}.py', arguments, cfg.resume_from or cfg.load_from)
+    run = {**collect_run(f'{name}.py', arguments, cfg.resume_from or cfg.load_from), 'crop_decoding': crops}
     write_whole(folder / 'report.json', json.dumps({**versions, 'run': run, **earlier_parts(folder, cfg.resume_from)},
                                                     indent=2) + '\n')
     if patch := uncommitted_changes():
@@ -241,6 +242,8 @@ def _start_folder(cfg: Config, name: str, stamp: str, given: dict[str, Any]) -> 
     else:  # a run that is resumed may have left one
         (folder / 'uncommitted.patch').unlink(missing_ok=True)
     logger.info('seed %d; %s', cfg.seed, ', '.join(f'{key} {value}' for key, value in versions.items() if value))
+    if crops:
+        logger.info('%s', crops)
 
 
 def test(config: str | Config, checkpoint: str, metrics: list[str] | None = None, metric_options: dict | None = None,

@@ -7,14 +7,17 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..jpeg_crop import SOURCE, UNUSABLE, WAY_OUT, library_path, load
+from ..jpeg_crop import SOURCE, UNUSABLE, library_path, load
 
+PROGRAM = 'python -m workspace_lib.tools.jpeg_crop'
+ON = 'crop decoding is on: of a JPEG that is cropped first, only the box is decoded'
 NEEDED = 'apt-get install gcc libc6-dev libjpeg-dev'
 #: In the library itself, where the archive allows: no package to hold beside it, and no other libjpeg to meet.
 LINKED = (['-l:libjpeg.a', '-Wl,--exclude-libs,ALL'], ['-ljpeg'])
@@ -26,15 +29,21 @@ def build(target: Path, compiler: str = 'cc') -> None:
     Raises:
         RuntimeError: with what is missing and how to get it. OSError: the folder cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, target.name)
         for libraries in LINKED:
             said = _compile(compiler, made, libraries)
             if made.is_file():
-                os.replace(made, target)
+                _put(made, target)
                 return
     raise RuntimeError(f'{SOURCE.name} does not compile: {said}. {NEEDED}')
+
+
+def _put(made: Path, target: Path) -> None:
+    """In one step: a training may have an earlier one in use."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        os.replace(shutil.copy(made, folder), target)
 
 
 def _compile(compiler: str, made: Path, libraries: Sequence[str]) -> str:
@@ -47,17 +56,18 @@ def _compile(compiler: str, made: Path, libraries: Sequence[str]) -> str:
     return (errors or done.stderr.splitlines() or ['the compiler says nothing'])[0].strip()
 
 
-def state(path: Path) -> tuple[bool, str]:
-    """Whether crop decoding is on, and that in words."""
+def state(path: Path, prefix: str = sys.prefix) -> tuple[bool, str]:
+    """Whether crop decoding is on by the library at `path`, and that in words; `prefix`: where a new one would go."""
     try:
         load(path)
     except UNUSABLE as error:
-        return False, f'crop decoding is off: {error}; {WAY_OUT}'
-    return True, 'crop decoding is on: of a JPEG that is cropped first, only the box is decoded'
+        there = '' if prefix == sys.prefix else f' --prefix {shlex.quote(prefix)}'
+        return False, f'crop decoding is off: {error}; {PROGRAM}{there} compiles it'
+    return True, ON
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='python -m workspace_lib.tools.jpeg_crop', description=__doc__)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     parser.add_argument('--prefix', default=sys.prefix, help='environment that gets it; default: this one')
     parser.add_argument('--check', action='store_true', help='compile nothing; exit status 1 where it is off')
     args = parser.parse_args(argv)
@@ -68,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         print(f'crop decoding stays off, JPEGs are decoded whole: {error}', file=sys.stderr)
         return 1
-    is_on, said = state(path)
+    is_on, said = state(path, args.prefix)
     print(said)
     return not is_on
 

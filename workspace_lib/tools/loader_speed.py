@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,8 @@ from ..datasets.wrappers import leaves
 from ..device import describe_device, is_fast, select_device
 from ..recipes import load_config
 from .arguments import add_config, add_device, add_part, checked_output
+from .crop_decoding import crop_decoding
+from .jpeg_crop import ON
 from .parts import dataset_of
 from .plots import LINES, Plot, styled
 from .table import Table
@@ -75,10 +78,12 @@ def rates_by_workers(dataset: Any, samples_per_gpu: int, workers: Sequence[int] 
     """
     _check(workers, seconds)
     rates = {}
-    for count in sorted(set(workers)):
-        loader = build_dataloader(dataset, samples_per_gpu, count, **settings)
-        rates[count] = images_per_second(loader, seconds, warm_up=max(2, 4 * count))
-        del loader  # its workers end before the next ones begin
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'This DataLoader will create', UserWarning)  # more than cores: asked for
+        for count in sorted(set(workers)):
+            loader = build_dataloader(dataset, samples_per_gpu, count, **settings)
+            rates[count] = images_per_second(loader, seconds, warm_up=max(2, 4 * count))
+            del loader  # its workers end before the next ones begin
     return rates
 
 
@@ -102,8 +107,8 @@ def rates_plot(rates: Mapping[str, Mapping[int, float]]) -> Plot:
 def step_seconds(dataset: Any, indices: Sequence[int]) -> dict[str, float]:
     """CPU seconds an image in each step of the pipeline as it is written, in this process.
 
-    The loader does the same work in another form: it normalises whole batches, and where it can (`jpeg_crop`) decodes
-    no more of a file than the crop.
+    The loader does the same work in another form: it normalises whole batches, and where it can (`crop_decoding`)
+    decodes no more of a JPEG than the crop.
 
     Raises:
         ValueError: no index.
@@ -150,6 +155,8 @@ def _run(args: argparse.Namespace) -> None:
     dataset = dataset_of(cfg, args.part)
     first = leaves(dataset)[0]
     print(steps_table(step_seconds(first, range(min(len(first), 100)))), flush=True)
+    if said := crop_decoding(first):
+        print(said + '; these steps are timed one by one, on whole files' * (said == ON), flush=True)
     settings = {key: value for key, value in loader_config(cfg, args.part).items()
                 if key not in ('workers_per_gpu', 'dist')}
     settings = {'channels_last': is_fast(cfg.get('channels_last'), device), **settings}
