@@ -80,6 +80,10 @@ def counted(number: int, thing: str) -> str:
     return f'{number} {thing}{"s" * (number != 1)}'
 
 
+def short(value: float) -> str:
+    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+
+
 def machine() -> dict[str, Any]:
     """The hardware, and how busy it was."""
     model = next((line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
@@ -207,7 +211,7 @@ class Results:
                            for name in names]
                 axes.barh(names, medians, xerr=spread, color=colours, hatch=[
                     '//' if colour == VERMILLION else '' for colour in colours], error_kw=dict(lw=1, capsize=3))
-                axes.bar_label(axes.containers[-1], [f'{value:.3g}' for value in medians], padding=6, fontsize=9)
+                axes.bar_label(axes.containers[-1], [short(value) for value in medians], padding=6, fontsize=9)
                 axes.margins(x=0.12)
                 axes.invert_yaxis()
                 axes.set(title=section['title'], xlabel=section['unit'])
@@ -242,12 +246,12 @@ def _widths(section: Mapping[str, Any]) -> tuple[int, int]:
 
 def aim_text(aim: Mapping[str, Any]) -> str:
     if aim['figure'] is not None and aim['met'] is None:
-        return f'{aim["what"]:70} aim {aim["aim"]:8} {aim["figure"]:.3g} {aim["unit"]}  not judged: {aim["reason"]}'
+        return f'{aim["what"]:70} aim {aim["aim"]:8} {short(aim["figure"])} {aim["unit"]}  not judged: {aim["reason"]}'
     if aim['met'] is None:
         return f'{aim["what"]:70} aim {aim["aim"]:8} not measured: {aim["reason"]}'
     verdict = 'met' if aim['met'] else 'MISSED'
     why = f' ({aim["note"]})' if aim['note'] else ''
-    return f'{aim["what"]:70} aim {aim["aim"]:8} {aim["figure"]:.3g} {aim["unit"]}'.rstrip() + f'  {verdict}{why}'
+    return f'{aim["what"]:70} aim {aim["aim"]:8} {short(aim["figure"])} {aim["unit"]}'.rstrip() + f'  {verdict}{why}'
 
 
 def write_readme(folder: Path | str = RESULTS) -> Path:
@@ -287,7 +291,7 @@ def not_measured(files: Sequence[Mapping[str, Any]]) -> list[str]:
 def _aim_row(aim: Mapping[str, Any]) -> str:
     if aim['figure'] is None:
         return f'| {aim["what"]} | {aim["aim"]} | not measured: {aim["reason"]} | |'
-    figure = f'{aim["figure"]:.2f}' if 0.1 <= abs(aim['figure']) < 1000 else f'{aim["figure"]:.3g}'
+    figure = f'{aim["figure"]:.2f}' if 0.1 <= abs(aim['figure']) < 1000 else short(aim['figure'])
     verdict = {True: 'met', False: '**missed**', None: f'not judged: {aim["reason"]}'}[aim['met']]
     return f'| {aim["what"]} | {aim["aim"]} | {figure} {aim["unit"]}'.rstrip() + f' | {verdict} |'
 

@@ -96,6 +96,12 @@ def test_a_section_of_more_rounds_is_printed_again_and_says_so(results, capsys):
     assert 'km, now of 2 rounds' in capsys.readouterr().out and read(results)['sections'][0]['title'] == 'km'
 
 
+def test_a_figure_of_thousands_is_written_out(results):
+    results.aim('faster than a train', 6012.3, '>= 6000', 'images/s')
+    assert '6,012 images/s  met' in str(results)
+    assert '| 6,012 images/s | met |' in side_by_side.write_readme(results.path.parent).read_text()
+
+
 @pytest.mark.parametrize('number, said', [(0, '0 epochs'), (1, '1 epoch'), (2, '2 epochs')])
 def test_things_are_counted_as_in_english(number, said):
     assert side_by_side.counted(number, 'epoch') == said
