@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from gpu_steps import Endless, Enough, NotCompiled, Size, Synthetic, Training, between, check_compiled, moment, turns
-from side_by_side import ROOT, Results, arguments, parsed, ratio, write_readme
+from side_by_side import ROOT, Results, arguments, counted, parsed, ratio, write_readme
 from torch import nn
 
 from workspace_lib.apis import build_loader, build_training, load_config, set_random_seed, single_gpu_test
@@ -40,6 +40,7 @@ from workspace_lib.models import build_classifier
 #: Part: its share of the time. Those with aims come first.
 PARTS = {'speed': 0.3, 'fed': 0.18, 'cifar10': 0.2, 'keys': 0.14, 'sweep': 0.18}
 OURS = 'ours: bf16, NHWC, compile'
+CIFAR10_AIM = '>= 95'  # of ResNet-18; 94 is the mark of the speed run, another recipe
 
 
 def peer(model: nn.Module, loader: Synthetic, size: Size, device: torch.device) -> Callable[[], float]:
@@ -66,12 +67,8 @@ def peer(model: nn.Module, loader: Synthetic, size: Size, device: torch.device) 
 def on_an_h200(results: Results, what: str, figure: float | None, bound: str, unit: str = 'x') -> None:
     """An aim that was set for one card; on another the figure is told, and not judged. None: it could not compile."""
     name = results.content['device']
-    if figure is None:
-        results.aim(what, None, bound, unit, 'not compiled')
-    elif 'H200' in name:
-        results.aim(what, figure, bound, unit)
-    else:
-        results.aim(what, None, bound, unit, f'{figure:.4g} {unit} on {name}; the aim is for an H200')
+    results.aim(what, figure, bound, unit, 'not compiled',
+                unjudged='' if 'H200' in name else f'on {name}; the aim is for an H200')
 
 
 def speed(results: Results, size: Size, device: torch.device, until: float, args: argparse.Namespace) -> None:
@@ -89,7 +86,7 @@ def speed(results: Results, size: Size, device: torch.device, until: float, args
     figures = turns(contestants, size, until, lambda figures: results.section(
         title, 'images/s', figures, OURS if OURS in figures else next(iter(figures))), results.missing)
     compiled = OURS in figures
-    for name in contestants.keys() - {OURS}:
+    for name in [name for name in contestants if name != OURS]:
         on_an_h200(results, f'ResNet-50, ours over {name}', ratio(figures, OURS, name) if compiled else None, '>= 1.3')
     on_an_h200(results, 'ResNet-50 bf16, synthetic', statistics.median(figures[OURS]) if compiled else None,
                '>= 6000', 'images/s')
@@ -282,7 +279,7 @@ def sweep(results: Results, size: Size, device: torch.device, until: float, args
 def cifar10(results: Results, size: Size, device: torch.device, until: float, args: argparse.Namespace) -> None:
     """ResNet-18 on CIFAR-10, trained from the config with fewer epochs; accuracy on the test set and wall time."""
     if args.cifar10 is None and not args.toy:
-        results.aim('CIFAR-10, accuracy', None, '>= 94', '%', '--cifar10 names the folder of the data')
+        results.aim('CIFAR-10, ResNet-18, accuracy', None, CIFAR10_AIM, '%', '--cifar10 names the folder of the data')
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.cifar10 or _toy_cifar(Path(temporary)))
@@ -310,11 +307,11 @@ def cifar10(results: Results, size: Size, device: torch.device, until: float, ar
         scores = single_gpu_test(model, build_loader(cfg, 'test', test, device),
                                  precision=Precision(device, None, True))
         accuracy = test.evaluate(scores, 'accuracy', dict(topk=(1,)))
-        results.section(f'CIFAR-10, ResNet-18, {size.epochs} epochs, from the first step to the last', 's',
+        epochs = counted(size.epochs, 'epoch')
+        results.section(f'CIFAR-10, ResNet-18, {epochs}, from the first step to the last', 's',
                         {ours: [seconds]}, ours)
         figure = float(next(value for key, value in accuracy.items() if key.startswith('accuracy')))
-        results.aim(f'CIFAR-10, accuracy after {size.epochs} epochs', None if args.toy else figure, '>= 94', '%',
-                    reason='toy size')
+        results.aim(f'CIFAR-10, ResNet-18, accuracy after {epochs}', figure, CIFAR10_AIM, '%')
 
 
 class Progress(Hook):
@@ -324,7 +321,7 @@ class Progress(Hook):
         self.results, self.images, self.start = results, images, time.perf_counter()
 
     def after_train_epoch(self, runner: Any) -> None:
-        done = f'ours: {runner.epoch + 1} epochs'
+        done = f'ours: {counted(runner.epoch + 1, "epoch")}'
         rate = (runner.epoch + 1) * self.images / (time.perf_counter() - self.start)
         self.results.section('CIFAR-10, ResNet-18, from the start', 'images/s', {done: [rate]}, done)
 

@@ -20,13 +20,15 @@ import torch
 from anchor import ANCHOR, anchors
 from contestants import CONTESTANTS, Absent, Contestant
 from images import files_of, prepare
-from side_by_side import Results, arguments, in_turns, name_of, parsed, pin, ratio, tree_cpu
+from side_by_side import Results, arguments, counted, in_turns, name_of, parsed, pin, ratio, tree_cpu
 
 from workspace_lib.datasets import build_dataloader
 
 #: Of whom the CPU time an image, over ours, is to be at least this.
 AIMS = {'torchvision PIL float32': 2.2, 'timm': 2.0, 'mmcls': 1.7, 'torchvision v2 float32': 1.7, 'mmpretrain': 1.4,
         'DALI CPU': 1.4, 'FFCV jpg': 1.1}
+#: (What a batch is, who is the base among those that make such, how titles call it); one table and panel for each.
+KINDS = [('uint8', 'ours', 'uint8 batches'), ('float32', 'ours float32', 'normalised float32 batches')]
 
 
 def loaders(results: Results, names: list[str], folder: str, batch: int, rounds: int) -> None:
@@ -42,13 +44,15 @@ def loaders(results: Results, names: list[str], folder: str, batch: int, rounds:
             results.missing(name, str(absent))
     figures = in_turns(running, rounds)
     cpu = {name: [pair[0] for pair in pairs] for name, pairs in figures.items()}
-    for kind, title in ('uint8', 'uint8'), ('float32', 'normalised to float32'):
-        rows = [name for name in running if name in floor or CONTESTANTS[name][0] == kind]
-        under = 'ours' if kind == 'uint8' else 'ours float32'
+    rates = {name: [pair[1] for pair in pairs] for name, pairs in figures.items()}
+    for kind, under, title in KINDS:
+        rows = [name for name in running if name not in floor and CONTESTANTS[name][0] == kind]
         if under in rows:
-            results.section(f'Loaders, batches of {title}', 'CPU ms/image', {name: cpu[name] for name in rows}, under)
-    rates = {name: [pair[1] for pair in pairs] for name, pairs in figures.items() if name not in floor}
-    results.section('Loaders, all', 'images/s', rates, next(iter(rates)))
+            results.section(f'Loaders, {title}: CPU time', 'CPU ms/image',
+                            {name: cpu[name] for name in [*floor, *rows]}, under)
+        if rows:
+            results.section(f'Loaders, {title}: rate', 'images/s', {name: rates[name] for name in rows},
+                            under if under in rows else rows[0])
     for name, bound in AIMS.items():
         over = ratio(cpu, name, 'ours') if {name, 'ours'} <= {*cpu} else None
         results.aim(f'loader, CPU an image: {name} over ours', over, f'>= {bound:g}', 'x',
@@ -57,11 +61,11 @@ def loaders(results: Results, names: list[str], folder: str, batch: int, rounds:
 
 def workers(results: Results, folder: str, batch: int, rounds: int) -> None:
     """How the cost grows from one worker to two."""
-    running = {f'ours, {count} workers': Contestant('ours', folder, batch, count) for count in (0, 1, 2)}
+    running = {f'ours, {counted(count, "worker")}': Contestant('ours', folder, batch, count) for count in (0, 1, 2)}
     figures = in_turns(running, rounds)
     for which, unit in enumerate(('CPU ms/image', 'images/s')):
         results.section(f'Ours with more workers, {unit}', unit,
-                        {name: [pair[which] for pair in pairs] for name, pairs in figures.items()}, 'ours, 1 workers')
+                        {name: [pair[which] for pair in pairs] for name, pairs in figures.items()}, 'ours, 1 worker')
 
 
 class Still:

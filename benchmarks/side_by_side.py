@@ -76,6 +76,14 @@ def tree_cpu(pid: int | None = None) -> float:
     return total
 
 
+def counted(number: int, thing: str) -> str:
+    return f'{number} {thing}{"s" * (number != 1)}'
+
+
+def short(value: float) -> str:
+    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+
+
 def machine() -> dict[str, Any]:
     """The hardware, and how busy it was."""
     model = next((line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
@@ -122,25 +130,35 @@ class Results:
         A later one of the same title takes its place, with more in it.
         """
         title += ' (toy size)' * self.content['toy']
+        before = next((one['rows'] for one in self.content['sections'] if one['title'] == title), {})
         rows = {name: dict(median=statistics.median(runs), least=min(runs), most=max(runs), runs=list(runs),
                            ratio=ratio(figures, name, base) if all(figures[base]) else None)
                 for name, runs in figures.items() if runs}
         made = dict(title=title, unit=unit, base=base, rows=rows)
         others = [section for section in self.content['sections'] if section['title'] != title]
         self.content['sections'] = [*others, made]
-        print(f'\n{section_text(made)}', flush=True)
+        new = {name: row for name, row in rows.items() if before.get(name) != row}
+        if before and not new.keys() & before.keys():  # it grows: its head stands above already
+            print('\n'.join(row_texts({**made, 'rows': new})), flush=True)
+        else:
+            again = f', now of {max(len(runs) for runs in figures.values())} rounds' * bool(before)
+            print(f'\n{section_text({**made, "title": title + again})}', flush=True)
         self.write()
 
     def aim(self, what: str, figure: float | None, bound: str, unit: str = '', reason: str = '',
-            note: str = '') -> None:
-        """Set a figure beside its aim, `'>= 2'` or `'<= 0.03'`; None where it was not measured, for this `reason`."""
+            note: str = '', unjudged: str = '') -> None:
+        """Set a figure beside its aim, `'>= 2'` or `'<= 0.03'`; None where it was not measured, for this `reason`.
+
+        `unjudged`: why a figure, though measured, neither meets nor misses the aim.
+        """
         sign, _, number = bound.partition(' ')
         if sign not in ('>=', '<='):
             raise ValueError(f'an aim of {bound!r} for {what!r}: write it as >= or <=, a blank and a number')
         limit = float(number)
         met = None if figure is None else figure >= limit if sign == '>=' else figure <= limit
-        if self.content['toy'] and figure is not None:
-            met, reason = None, 'toy size'
+        unjudged = ', '.join(filter(None, ['toy size' * self.content['toy'], unjudged]))
+        if unjudged and figure is not None:
+            met, reason = None, unjudged
         self.content['aims'].append(dict(what=what, aim=bound, unit=unit, figure=figure, met=met,
                                          reason=reason if met is None else '', note=note))
         print(aim_text(self.content['aims'][-1]), flush=True)
@@ -193,7 +211,7 @@ class Results:
                            for name in names]
                 axes.barh(names, medians, xerr=spread, color=colours, hatch=[
                     '//' if colour == VERMILLION else '' for colour in colours], error_kw=dict(lw=1, capsize=3))
-                axes.bar_label(axes.containers[-1], [f'{value:.3g}' for value in medians], padding=6, fontsize=9)
+                axes.bar_label(axes.containers[-1], [short(value) for value in medians], padding=6, fontsize=9)
                 axes.margins(x=0.12)
                 axes.invert_yaxis()
                 axes.set(title=section['title'], xlabel=section['unit'])
@@ -208,24 +226,32 @@ def header_text(found: Mapping[str, Any]) -> str:
 
 
 def section_text(section: Mapping[str, Any]) -> str:
-    width = max(30, *(len(name) + 2 for name in section['rows']))
+    width, last = _widths(section)
     over = f'over {section["base"]}'
-    last = max(24, len(over) + 2)
-    lines = [section['title'], f'{"":{width}}{section["unit"]:>14}{"least":>11}{"most":>11}{over:>{last}}']
-    for name, row in section['rows'].items():
-        over = '' if row['ratio'] is None else f'{row["ratio"]:.3f}'
-        lines.append(f'{name:{width}}{row["median"]:14.4g}{row["least"]:11.4g}{row["most"]:11.4g}{over:>{last}}')
-    return '\n'.join(lines)
+    head = f'{"":{width}}{section["unit"]:>14}{"least":>11}{"most":>11}{over:>{last}}'
+    return '\n'.join([section['title'], head, *row_texts(section)])
+
+
+def row_texts(section: Mapping[str, Any]) -> list[str]:
+    width, last = _widths(section)
+    over = {name: '' if row['ratio'] is None else f'{row["ratio"]:.3f}' for name, row in section['rows'].items()}
+    return [f'{name:{width}}{row["median"]:14.4g}{row["least"]:11.4g}{row["most"]:11.4g}{over[name]:>{last}}'
+            for name, row in section['rows'].items()]
+
+
+def _widths(section: Mapping[str, Any]) -> tuple[int, int]:
+    """Of the first and the last column."""
+    return max(30, *(len(name) + 2 for name in section['rows'])), max(24, len(f'over {section["base"]}') + 2)
 
 
 def aim_text(aim: Mapping[str, Any]) -> str:
     if aim['figure'] is not None and aim['met'] is None:
-        return f'{aim["what"]:70} aim {aim["aim"]:8} {aim["figure"]:.3g} {aim["unit"]}  not judged: {aim["reason"]}'
+        return f'{aim["what"]:70} aim {aim["aim"]:8} {short(aim["figure"])} {aim["unit"]}  not judged: {aim["reason"]}'
     if aim['met'] is None:
         return f'{aim["what"]:70} aim {aim["aim"]:8} not measured: {aim["reason"]}'
     verdict = 'met' if aim['met'] else 'MISSED'
     why = f' ({aim["note"]})' if aim['note'] else ''
-    return f'{aim["what"]:70} aim {aim["aim"]:8} {aim["figure"]:.3g} {aim["unit"]}'.rstrip() + f'  {verdict}{why}'
+    return f'{aim["what"]:70} aim {aim["aim"]:8} {short(aim["figure"])} {aim["unit"]}'.rstrip() + f'  {verdict}{why}'
 
 
 def write_readme(folder: Path | str = RESULTS) -> Path:
@@ -265,7 +291,7 @@ def not_measured(files: Sequence[Mapping[str, Any]]) -> list[str]:
 def _aim_row(aim: Mapping[str, Any]) -> str:
     if aim['figure'] is None:
         return f'| {aim["what"]} | {aim["aim"]} | not measured: {aim["reason"]} | |'
-    figure = f'{aim["figure"]:.2f}' if 0.1 <= abs(aim['figure']) < 1000 else f'{aim["figure"]:.3g}'
+    figure = f'{aim["figure"]:.2f}' if 0.1 <= abs(aim['figure']) < 1000 else short(aim['figure'])
     verdict = {True: 'met', False: '**missed**', None: f'not judged: {aim["reason"]}'}[aim['met']]
     return f'| {aim["what"]} | {aim["aim"]} | {figure} {aim["unit"]}'.rstrip() + f' | {verdict} |'
 

@@ -45,8 +45,10 @@ def test_image_and_loader_and_the_readme_of_both(tmp_path):
     image, loader = check(tmp_path / 'image.json'), check(tmp_path / 'loader.json')
     assert {name.partition(':')[0] for name in rows(image, 'One image to a training crop of 224 px, uint8')} >= {
         'anchor', 'by hand', 'ours'}
-    assert rows(loader, 'Loaders, all') == {'ours', 'torchvision v2 float32'}
-    assert any(name.startswith('anchor') for name in rows(loader, 'Loaders, batches of uint8'))
+    assert rows(loader, 'Loaders, uint8 batches: rate') == {'ours'}
+    assert rows(loader, 'Loaders, normalised float32 batches: rate') == {'torchvision v2 float32'}
+    assert any(name.startswith('anchor') for name in rows(loader, 'Loaders, uint8 batches: CPU time'))
+    assert 'ours, 1 worker' in rows(loader, 'Ours with more workers')
     aims = {aim['what']: aim for aim in loader['aims']}
     assert aims['loader, CPU an image: torchvision v2 float32 over ours']['figure'] > 0
     assert aims['loader, CPU an image: FFCV jpg over ours']['met'] is None
@@ -96,19 +98,24 @@ def test_without_a_compiler_the_anchor_is_a_stand_in_and_says_so(tmp_path, monke
 
 @pytest.mark.parametrize('part', ['speed', 'fed', 'cifar10', 'keys', pytest.param('sweep', marks=pytest.mark.slow)])
 def test_the_gpu_benchmark_runs_on_a_cpu_at_toy_size(tmp_path, part):
-    ran('bench_gpu.py', '--device', 'cpu', '--toy', '--part', part, '--out', str(tmp_path))
+    said = ran('bench_gpu.py', '--device', 'cpu', '--toy', '--part', part, '--out', str(tmp_path))
     found = check(tmp_path / f'gpu_{part}.json')
     assert found['device'] == 'CPU' and found['toy']
     if part == 'speed':
         assert rows(found, 'ResNet-18') == {'ours: bf16, NHWC, compile', 'torchvision eager', 'timm eager'}
         assert all(aim['met'] is None and 'H200' in aim['reason'] for aim in found['aims'])  # a CPU meets no such aim
+        assert all(aim['figure'] > 0 for aim in found['aims']) and 'not measured' not in said
+    if part == 'cifar10':
+        (aim,) = found['aims']
+        assert aim['what'] == 'CIFAR-10, ResNet-18, accuracy after 1 epoch' and aim['aim'] == '>= 95'
+        assert aim['figure'] is not None and '1 epochs' not in said
     if part == 'keys':
         assert rows(found, 'ResNet-18 training, batch 2, eager') == {
             'defaults', 'optimizer.fused=False', 'channels_last=False', 'bf16=False', 'cudnn_benchmark=False'}
         assert rows(found, 'ResNet-18 training, 32 px') == {
             'eager', "compile=dict(backend='eager')"}  # what was run, and not the modes of a GPU
     if part == 'sweep':
-        assert len(rows(found, 'ResNet-18')) == 8
+        assert len(rows(found, 'ResNet-18')) == 8 and said.count('ResNet-18 training') == 1  # one table
 
 
 class TestGpuParts:
@@ -240,4 +247,4 @@ class TestGpuParts:
         for name, met in (('NVIDIA H200', False), ('NVIDIA L4', None)):
             results = bench_gpu.Results('gpu', tmp_path, device=name)
             bench_gpu.on_an_h200(results, 'ours over eager', 1.2, '>= 1.3')
-            assert results.content['aims'][0]['met'] is met
+            assert results.content['aims'][0]['met'] is met and results.content['aims'][0]['figure'] == 1.2

@@ -419,6 +419,9 @@ def test_compile_is_a_config_key(world, tmp_path):
     assert main(['train', str(world / 'tiny.py'), '--work-dir', str(tmp_path / 'run'), '--device', 'cpu', '--seed', '0',
                  '--no-validate', '--cfg-options', 'compile.backend=eager', 'runner.max_epochs=1']) == 0
     assert torch._dynamo.utils.counters['stats']['calls_captured'] > 20
+    logs = {path: next(path.glob('*.log')).read_text() for path in (tmp_path / 'run', world / 'run')}
+    said = ', float32, compiled (the first step of each shape may take minutes): '
+    assert [said in log for log in logs.values()] == [True, False]
     compiled, plain = (torch.load(path / 'epoch_1.pth', weights_only=True)['state_dict']
                        for path in (tmp_path / 'run', world / 'run'))
     torch.testing.assert_close(dict(compiled), dict(plain))

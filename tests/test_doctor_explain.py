@@ -115,12 +115,33 @@ MESSAGES = [
                       'exist: /data/imagenet'),
     ('torch-cpu', 'AssertionError: Torch not compiled with CUDA enabled'),
     ('no-gpu', 'No devices were found'),
+    ('no-compiler', 'torch.compile failed, so this run goes on without it: InductorError: InvalidCxxCompiler: '
+                    "No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')"),
+    ('no-compiler', 'torch.compile failed, so this run goes on without it: InductorError: RuntimeError: Failed to '
+                    'find C compiler. Please specify via CC environment variable or set triton.knobs.build.impl.'),
+    ('no-compiler', 'torch._inductor.exc.InvalidCxxCompiler: Compiler: g++-12 is not found.'),
 ]
 
 
 @pytest.mark.parametrize('key, message', MESSAGES, ids=[f'{i}-{key}' for i, (key, _) in enumerate(MESSAGES)])
 def test_message(key, message):
     assert recognise(message)[0].symptom.key == key
+
+
+def test_what_torch_and_triton_say_without_a_compiler(monkeypatch, capsys):
+    from torch._inductor.exc import InvalidCxxCompiler
+    said = [str(InvalidCxxCompiler())]
+    build = pytest.importorskip('triton.runtime.build', reason='this torch came without Triton')
+    monkeypatch.setattr(build.shutil, 'which', lambda name: None)
+    for key, language in (('CC', 'c'), ('CXX', 'c++')):
+        monkeypatch.delenv(key, raising=False)
+        with pytest.raises(RuntimeError) as error:
+            build._find_compiler.__wrapped__(language)
+        said.append(str(error.value))
+    for message in said:
+        assert recognise(message)[0].symptom.key == 'no-compiler'
+        doctor.main(['--explain', message])
+        assert 'apt-get install -y g++' in capsys.readouterr().out
 
 
 def test_every_row_of_the_design_is_met():

@@ -49,6 +49,13 @@ def test_an_aim_without_a_figure_is_neither_met_nor_silent(results):
     assert 'not measured: peer is not installed' in str(results)
 
 
+def test_a_figure_that_is_not_judged_is_told_with_the_reason(results):
+    results.aim('over the peer', 0.957, '>= 1.3', 'x', 'not compiled', unjudged='on a CPU')
+    assert (read(results)['aims'][0]['met'], read(results)['aims'][0]['figure']) == (None, 0.957)
+    assert '0.957 x  not judged: on a CPU' in str(results) and 'not measured' not in str(results)
+    assert '| 0.96 x | not judged: on a CPU |' in side_by_side.write_readme(results.path.parent).read_text()
+
+
 def test_an_aim_is_a_bound(results):
     with pytest.raises(ValueError, match='about 3.*>= or <='):
         results.aim('what', 3, 'about 3')
@@ -65,6 +72,39 @@ def test_a_section_that_grows_is_kept_once(results):
     results.section('km', 'l', {'ours': [1.]}, base='ours')
     results.section('km', 'l', {'ours': [1.], 'theirs': [2.]}, base='ours')
     assert [len(section['rows']) for section in read(results)['sections']] == [2]
+
+
+def test_of_a_section_that_grows_only_new_rows_are_printed(results, capsys):
+    results.section('km', 'l', {'ours': [1.]}, base='ours')
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ['km', 'l', 'ours']
+    results.section('km', 'l', {'ours': [1.], 'theirs': [2.]}, base='ours')
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['theirs']
+
+
+def test_a_figure_that_takes_the_place_of_another_is_a_line_of_the_same_table(results, capsys):
+    for number in (1, 2):
+        results.section('km', 'l', {f'after {number} h': [1.]}, base=f'after {number} h')
+    said = capsys.readouterr().out
+    assert said.count('km') == 1 and 'after 1 h' in said and 'after 2 h' in said
+    assert [*read(results)['sections'][0]['rows']] == ['after 2 h']
+
+
+def test_a_section_of_more_rounds_is_printed_again_and_says_so(results, capsys):
+    results.section('km', 'l', {'ours': [1.]}, base='ours')
+    assert 'rounds' not in capsys.readouterr().out
+    results.section('km', 'l', {'ours': [1., 2.]}, base='ours')
+    assert 'km, now of 2 rounds' in capsys.readouterr().out and read(results)['sections'][0]['title'] == 'km'
+
+
+def test_a_figure_of_thousands_is_written_out(results):
+    results.aim('faster than a train', 6012.3, '>= 6000', 'images/s')
+    assert '6,012 images/s  met' in str(results)
+    assert '| 6,012 images/s | met |' in side_by_side.write_readme(results.path.parent).read_text()
+
+
+@pytest.mark.parametrize('number, said', [(0, '0 epochs'), (1, '1 epoch'), (2, '2 epochs')])
+def test_things_are_counted_as_in_english(number, said):
+    assert side_by_side.counted(number, 'epoch') == said
 
 
 def test_who_is_missing_is_named_with_the_reason(results):
@@ -105,6 +145,10 @@ def test_a_toy_run_says_so_and_is_not_judged(tmp_path):
     toy.section('km', 'l', {'ours': [1.]}, base='ours')
     toy.aim('faster than a horse', 2.5, '>= 2')
     toy.aim('cheaper than a horse', 3.0, '<= 2.5')
+    toy.aim('larger than a horse', 3.0, '>= 2.5', unjudged='on a CPU')
+    assert read(toy)['aims'].pop()['reason'] == 'toy size, on a CPU'
+    toy.content['aims'].pop()
+    toy.write()
     assert [(aim['met'], aim['reason']) for aim in read(toy)['aims']] == [(None, 'toy size')] * 2
     text = str(toy)
     assert 'km (toy size)' in text and text.count('not judged: toy size') == 2 and 'MISSED' not in text

@@ -157,9 +157,10 @@ def _say_start(runner: EpochBasedRunner, loader: Any, cfg: Config) -> None:
                 ranks * samples * window)
     parameters = sum(p.numel() for p in runner.model.parameters())
     _, end, unit = runner.progress()
-    logger.info('%s on %s, %s: %s images, %d iterations an epoch, %d %s; %s parameters; folder %s',
+    compiled = ', compiled (the first step of each shape may take minutes)' if cfg.get('compile') else ''
+    logger.info('%s on %s, %s%s: %s images, %d iterations an epoch, %d %s; %s parameters; folder %s',
                 type(runner.model).__name__, describe_device(runner.precision.device),
-                str(runner.precision.dtype).removeprefix('torch.'), f'{len(loader.dataset):,}', len(loader),
+                str(runner.precision.dtype).removeprefix('torch.'), compiled, f'{len(loader.dataset):,}', len(loader),
                 end, unit, f'{parameters:,}', runner.work_dir)
 
 

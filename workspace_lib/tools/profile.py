@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from torch.utils._pytree import tree_leaves
 from ..apis import build_training, init_random_seed, set_random_seed
 from ..config import Config
 from ..datasets import build_dataset
+from ..datasets.ring import cores
+from ..datasets.wrappers import leaves
 from ..device import is_fast, select_device
 from ..hooks import Hook
 from ..models import build_classifier
@@ -31,6 +34,8 @@ from .arguments import add_config, add_device
 from .get_flops import count_flops
 from .profile_cards import roof_of, synchronize
 from .profile_limit import FAILED, PARTS, Profile
+
+logger = logging.getLogger(__name__)
 
 TRACED = 5  # steps in the trace: enough to see them repeat, and a file that a browser opens
 
@@ -158,6 +163,8 @@ def profile(config: str | Config, steps: int = 50, warm_up: int = 10, device: st
     cfg = load_config(config, options)
     chosen = select_device(device or cfg.get('device', 'auto'))
     runner, loader = training_without_files(cfg, chosen)
+    if cfg.get('compile'):
+        logger.info('compiled: the first step of each shape may take minutes')
     marks = _Marks(chosen)
     times: list[float] = []
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if chosen.type == 'cuda' else [])]
@@ -194,13 +201,26 @@ def profile(config: str | Config, steps: int = 50, warm_up: int = 10, device: st
     return Profile(parts, step, len(batch['img']), str(chosen), str(dtype).removeprefix('torch.'),
                    min(busy / step, 1.) if chosen.type == 'cuda' else 1., 3 * _forward_flops(cfg, batch['img']),
                    counted_bytes(lambda: _one_step(runner, batch)), roof_of(chosen, dtype),
-                   _settings(cfg, chosen, runner.model))
+                   _settings(cfg, chosen, runner.model, loader))
 
 
-def _settings(cfg: Config, device: torch.device, model: Any) -> dict[str, Any]:
+def _settings(cfg: Config, device: torch.device, model: Any, loader: Any) -> dict[str, Any]:
+    """What the run does, whether the config or a default says so; names of keys where there is one."""
+    log = cfg.get('log_config') or {}
     failed = cfg.get('compile') and model._compiled_call_impl is None  # see compile_model
     return {**{key: is_fast(cfg.get(key), device) for key in ('bf16', 'channels_last')},
-            'compile': FAILED if failed else cfg.get('compile')}
+            'compile': FAILED if failed else cfg.get('compile'),
+            'data.workers_per_gpu': loader.num_workers, 'data.pin_memory': loader._locks,
+            'data.train_dataloader.prefetch_factor': loader._batches.prefetch_factor,
+            'in_memory': in_memory(loader.dataset), 'uint8': loader.device_stage.normalize is not None,
+            'log_config.interval': log.get('interval', 10) if log.get('hooks') else None,
+            'custom_hooks': bool(cfg.get('custom_hooks')), 'cores': cores()}
+
+
+def in_memory(dataset: Any) -> bool:
+    """Whether samples begin as pixels, of an array or a pack, and not as names of files that are read and decoded."""
+    infos = [getattr(leaf, 'data_infos', None) for leaf in leaves(dataset)]
+    return all(one is not None and len(one) > 0 and 'img' in one[0] for one in infos)
 
 
 def training_without_files(cfg: Config, device: torch.device) -> tuple[Any, Any]:
@@ -296,5 +316,5 @@ def _command(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     found = profile(args.config, args.steps, args.warm_up, args.device, args.cfg_options, folder / 'trace.json.gz')
     write_whole(folder / 'profile.json', json.dumps(found.to_dict(), indent=1, default=str) + '\n')
-    page = write_page(folder, args.config, found, time.perf_counter() - start)
+    page = write_page(folder, args.config, found, time.perf_counter() - start, args.words)
     print(f'{text(found)}\n\n{page}, {folder / "trace.json.gz"} (open it at https://ui.perfetto.dev)')

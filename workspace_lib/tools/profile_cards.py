@@ -74,7 +74,9 @@ def measured_roof(device: torch.device, dtype: torch.dtype, seconds: float = 0.3
     target = torch.empty_like(source)
     flops = 2 * size**3 / _best(lambda: torch.mm(a, a), device, seconds)
     bandwidth = 2 * amount / _best(lambda: target.copy_(source), device, seconds)  # read and written
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
+    threads = torch.get_num_threads()
+    on_cpu = f'CPU, {threads} thread{"s" * (threads > 1)}'
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else on_cpu
     return Roof(name, flops, bandwidth, 'measured here: a matrix product and a copy')
 
 

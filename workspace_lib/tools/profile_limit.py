@@ -14,6 +14,7 @@ from .profile_cards import Roof
 #: clipping, optimizer with zero_grad. wait: the other hooks (logs, schedules), and the loop itself.
 PARTS = ('load', 'copy', 'forward', 'backward', 'optimizer', 'wait')
 
+CUDA_GRAPHS = "compile=dict(mode='reduce-overhead')"
 FAILED = 'failed'  #: `Profile.settings` of a model that was to be compiled, and ran without
 
 
@@ -40,7 +41,7 @@ class Profile:
     flops: float  #: of a step: three forward passes of get_flops (forward, gradients of inputs and of weights)
     moved: float  #: bytes that the operations of a step read and write, none of them fused
     roof: Roof
-    settings: dict[str, Any] = field(default_factory=dict)  #: what the config says; of compile, `FAILED` if it did
+    settings: dict[str, Any] = field(default_factory=dict)  #: what is configured; of compile, `FAILED` if it did
 
     @property
     def intensity(self) -> float:
@@ -78,23 +79,22 @@ def find_limit(found: Profile) -> Limit:
     slowest = max(('forward', 'backward', 'optimizer'), key=lambda name: share[name])
     if share['load'] >= 0.2 and share['load'] >= share['copy']:
         return Limit('loader', 'load', f'{share["load"]:.0%} of a step is waiting for the next batch', _advice(
-            found, 'data.workers_per_gpu higher, up to the free cores', 'training copies resized once (--resize)',
-            'data.train_dataloader.prefetch_factor=4'))
+            found, *_of_loader(found.settings)))
     if share['copy'] >= 0.2:
+        floats = [] if found.settings.get('uint8') else ['a pipeline that stays uint8 to its Normalize (the log tells)']
         return Limit('copy', 'copy', f'{share["copy"]:.0%} of a step is the copy to the device', _advice(
-            found, 'data.pin_memory=True', 'a pipeline that stays uint8 to its Normalize (the log tells)'))
+            found, 'data.pin_memory=True', *floats))
     if share['wait'] >= 0.2:
         return Limit('hooks', 'wait', f'{share["wait"]:.0%} of a step is spent outside the model', _advice(
-            found, 'log_config.interval higher', 'custom_hooks one by one: which of them waits for the device'))
+            found, *_of_hooks(found.settings)))
     if found.busy < 0.7:
         return Limit('launch overhead', slowest, f'the GPU computes {found.busy:.0%} of the time, and waits for the '
-                     'host to start the next kernel', _advice(found, 'data.samples_per_gpu higher', 'compile=True',
-                                                              "compile=dict(mode='reduce-overhead')"))
+                     'host to start the next kernel', _advice(found, _larger_batch(found), 'compile=True', CUDA_GRAPHS))
     attainable = found.roof.attainable(found.intensity)
     if found.flops and found.achieved < 0.15 * attainable:
         return Limit('overhead', slowest, f'{found.achieved / attainable:.1%} of what the roofline allows is reached: '
                      'the time is not arithmetic, but small operations and Python', _advice(
-                         found, 'data.samples_per_gpu higher', 'compile=True'))
+                         found, _larger_batch(found), 'compile=True'))
     if found.intensity < found.roof.ridge:
         return Limit('memory', slowest, f'{found.intensity:.0f} FLOP a byte, and this device has arithmetic for '
                      f'{found.roof.ridge:.0f}: memory sets the pace', _advice(
@@ -103,9 +103,47 @@ def find_limit(found: Profile) -> Limit:
                  'on arithmetic sets the pace', _advice(found, 'bf16=True', 'channels_last=True', 'compile=True'))
 
 
+def _of_loader(settings: dict[str, Any]) -> list[str]:
+    """Without workers the first; more while there are cores; what makes a sample cheaper."""
+    workers, cores, ways = settings.get('data.workers_per_gpu'), settings.get('cores', 0), []
+    if workers is None:
+        ways.append('data.workers_per_gpu higher, up to the free cores')
+    elif workers == 0:
+        ways.append('data.workers_per_gpu=1 or more: with 0 no batch is made while another is trained on')
+    elif workers < cores:
+        ways.append(f'data.workers_per_gpu higher than {workers}, up to the free ones of {cores} cores')
+    ways.append('fewer steps in data.train.pipeline: the images are in memory, and no file is read'
+                if settings.get('in_memory') else 'training copies resized once (--resize)')
+    if workers != 0 and (settings.get('data.train_dataloader.prefetch_factor') or 0) < 4:
+        ways.append('data.train_dataloader.prefetch_factor=4')
+    return ways
+
+
+def _of_hooks(settings: dict[str, Any]) -> list[str]:
+    interval = settings.get('log_config.interval', '')  # None: no hook logs
+    ways = [] if interval is None else [f'log_config.interval higher than {interval}'.removesuffix(' than ')]
+    if settings.get('custom_hooks', True):
+        ways.append('custom_hooks one by one: which of them waits for the device')
+    return ways
+
+
+def _larger_batch(found: Profile) -> str:
+    return f'data.samples_per_gpu higher than {found.batch_size}'
+
+
+def _is_open(way: str, found: Profile) -> bool:
+    """Whether the config does not go this way already, and can."""
+    compiled = found.settings.get('compile')
+    if way == CUDA_GRAPHS:
+        return compiled != FAILED and 'reduce-overhead' not in str(compiled)
+    if way == 'bf16=True' and found.dtype != 'float32':
+        return False
+    return not (way.endswith('=True') and found.settings.get(way.removesuffix('=True')))
+
+
 def _advice(found: Profile, *ways: str) -> str:
-    """The ways that the config does not go already."""
-    open_ways = [way for way in ways if not (way.endswith('=True') and found.settings.get(way.removesuffix('=True')))]
+    """Those ways that are open."""
+    open_ways = [way for way in ways if _is_open(way, found)]
     if not found.device.startswith('cuda'):  # what they bring there depends on the processor
         open_ways = [way for way in open_ways if not way.endswith('=True')]
     return '; '.join(open_ways) or 'nothing that a config sets: a smaller image or model, or another device'

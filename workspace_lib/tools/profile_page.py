@@ -1,6 +1,8 @@
 """A `Profile` in words, as bars and under its roofline. In: the profile. Out: text; one page that fetches nothing."""
 from __future__ import annotations
 
+import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,9 +102,14 @@ def roofs_plot(roofs: Sequence[Roof], work: dict[str, float]) -> Plot:
                 Table(('device', 'work', 'ridge (FLOP a byte)', 'at most (TFLOP/s)', 'limit'), rows))
 
 
-def write_page(folder: Path, config: str, found: Profile, seconds: float) -> Path:
-    """`index.html`: parts, limit and what to change, roofline."""
-    limit = found.limit
+def write_page(folder: Path, config: str, found: Profile, seconds: float, words: Sequence[str] = ()) -> Path:
+    """`index.html`: parts, limit and what to change, roofline; and the command.
+
+    Args:
+        words: of the command that made it, from ``profile`` on; none are those of `config` alone.
+    """
+    limit, words = found.limit, words or ('profile', config)
+    train = shlex.join(['workspace', 'train', *_of_training(words)])
     sections = [
         ('parts of a step', seconds, report.figure(parts_plot(found)) + report.paragraph(
             f'The GPU computes {found.busy:.0%} of the time.' if found.device.startswith('cuda') else
@@ -114,7 +121,14 @@ def write_page(folder: Path, config: str, found: Profile, seconds: float) -> Pat
     facts = [('images a second', f'{found.batch_size / found.step:,.0f}'), ('a step', f'{1e3 * found.step:.2f} ms'),
              ('limit', limit.name), ('device', found.roof.name)]
     return report.write(folder, f'Where the time goes: {Path(config).stem}',
-                        f'Steps of `workspace train {config}`, batches of {found.batch_size}, {found.dtype}, '
+                        f'Steps of `{train}`, batches of {found.batch_size}, {found.dtype}, '
                         f'{found.mode}.',
-                        sections, facts, f'workspace profile {config}  # again, after a change\n'
-                        f'workspace train {config}')
+                        sections, facts, f'{shlex.join(["workspace", *words])}  # again, after a change\n{train}')
+
+
+def _of_training(words: Sequence[str]) -> list[str]:
+    """What ``train`` takes of the words of a ``profile``."""
+    own = argparse.ArgumentParser(add_help=False)
+    for option in ('--steps', '--warm-up', '--out-dir'):
+        own.add_argument(option)
+    return own.parse_known_args(words[1:])[1]

@@ -275,6 +275,16 @@ SYMPTOMS = (
         'compiled for this environment, or for an older source.',
         ('sudo apt-get install -y gcc libc6-dev libjpeg-dev',
          '.venv/bin/python -m workspace_lib.tools.jpeg_crop   # a second; of a container: make build')),
+    Symptom('no-compiler', 47, 'torch.compile finds no compiler', (
+        r'no working c\+\+ compiler found', r'failed to find c(\+\+)? compiler', r'InvalidCxxCompiler',
+        r'Compiler: \S+ is not found\.'),
+        'torch.compile writes C++ for the CPU, and Triton C for the GPU, that a compiler on this machine has to turn '
+        'into code: none is installed, or CC or CXX names one that is not there. The training runs all the same, '
+        'uncompiled.',
+        ('sudo apt-get install -y g++                 # brings gcc too; or build-essential, which has both',
+         'echo "CC=$CC CXX=$CXX"                      # empty: gcc and g++ are taken',
+         'docker exec -u root {name} sh -c "apt-get update && apt-get install -y g++"   # in a container, until it is '
+         'made anew')),
 )
 BY_KEY = {symptom.key: symptom for symptom in SYMPTOMS}
 
