@@ -811,7 +811,12 @@ def test_every_origin_is_that_of_a_run_and_of_a_walk_from_the_root(write, monkey
     'y: a.update(x=2) = 1', 'y, a["x"] = 1, 2', 'y = f"{a.setdefault(1, 2)}"', 'y = {2: dict(z=a.setdefault("n", 2))}',
     'y = dict([("k", a.setdefault("n", 2))])', 'y = [a.setdefault("n", 2)] + [1]', 'l[0] = 3', 'del l[0]',
     'y = 1 < a.setdefault("n", 2)', 'y = a.setdefault("n", 1) and 2', 'y = (lambda: a.update(x=9))()',
-    'dict = a.update\ny = dict(x=9)', 'dict = exec\ny = dict("a[1] = 9")'])
+    'dict = a.update\ny = dict(x=9)', 'dict = exec\ny = dict("a[1] = 9")', 'y = [0 for a["x"] in [5]]',
+    'y = [x for x in [a.setdefault("n", 2)]]', 'y = [x for x in [1] if a.setdefault("n", 2)]', 'y = l[a.pop("x")]',
+    'y = {a.setdefault("n", x): 1 for x in [2]}', 'y = [*(a.update(x=i) for i in range(2))]',
+    'y = [round("a[1] = 9") for round in [exec]]', 'round = exec\ny = [round("a[1] = 9") for x in [1]]',
+    'y = [round(a.setdefault("n", x)) for x in [2]]', 'y = round(2, ndigits=a.setdefault("n", 2))',
+    'y = [x for (x, a["x"]) in [(1, 2)]]', 'y = round(a.pop("x"))', 'y = l.copy()[a.setdefault("n", 1)]'])
 def test_what_a_statement_does_by_the_way_is_seen(write, monkeypatch, statement):
     text = 'a = dict(x=1, d=dict(z=1), l=[1, 2])\nl = [dict(n=1), dict(n=2)]\n' + statement
     quick = origins(load(write, text))
