@@ -824,6 +824,17 @@ def test_what_a_statement_does_by_the_way_is_seen(write, monkeypatch, statement)
     assert quick == origins(load(write, text))
 
 
+def test_a_file_that_only_computes_from_what_it_writes_out_is_not_run_again(write, monkeypatch):
+    from workspace_lib.config import watch
+    monkeypatch.setattr(watch, 'run_python', lambda *args, **names: pytest.fail('run again'))
+    cfg = load(write, b='policies = [dict(type="Invert")]', text="""_base_ = 'b.py'
+norm = dict(mean=[1.2, 2.7], std=[1 / 3, -2])
+fill = dict(policies={{_base_.policies}}, mean=[round(x) for x in norm['mean'][::-1]],
+            std=norm['std'][::-1])""")
+    assert cfg.fill.mean == [3, 1] and lines(cfg, 'fill.mean.1') == 'c.py:3'
+    assert lines(cfg, 'fill.std.0') == 'c.py:2 via c.py:4' and lines(cfg, 'fill.policies.0.type') == 'b.py:1 via c.py:3'
+
+
 def test_origins_are_those_of_the_values_as_they_stand(write):
     cfg = load(write, 'a = dict(x=1, y=2)\nl = [1, dict(n=1)]\nt = (1, 2)\ne = []')
     cfg.a.x, cfg.z, cfg.t, cfg.a.new = 5, dict(k=[dict(q=1)]), (1,), dict(m=1)
