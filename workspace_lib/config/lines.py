@@ -118,7 +118,7 @@ class PythonLines:
         items: dict[Any, Node] = {}
         for key, value in zip(keys, values, strict=True):
             node = self.value(value)
-            if isinstance(key, ast.Constant | ast.keyword):
+            if isinstance(key, (ast.Constant, ast.keyword)):
                 items[key.value if isinstance(key, ast.Constant) else key.arg] = node.at(self.place(key.lineno))
             elif key is None and isinstance(node.items, dict):  # `**value`
                 items.update({name: node.item(name) for name in node.items})

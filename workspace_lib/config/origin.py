@@ -84,7 +84,7 @@ class Spot(NamedTuple):
             return Spot(value, History.step(*value._born))
         step = below(self.step, key)
         made_in_code = type(value) not in SCALARS and (isinstance(value, ConfigDict) or (
-            isinstance(value, list | tuple) and step is not None and len([*children(step[2])]) != len(value)))
+            isinstance(value, (list, tuple)) and step is not None and len([*children(step[2])]) != len(value)))
         return Spot(value, step, self.made_in_code or made_in_code)
 
     def origin(self) -> Origin:
