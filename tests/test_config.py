@@ -811,12 +811,28 @@ def test_every_origin_is_that_of_a_run_and_of_a_walk_from_the_root(write, monkey
     'y: a.update(x=2) = 1', 'y, a["x"] = 1, 2', 'y = f"{a.setdefault(1, 2)}"', 'y = {2: dict(z=a.setdefault("n", 2))}',
     'y = dict([("k", a.setdefault("n", 2))])', 'y = [a.setdefault("n", 2)] + [1]', 'l[0] = 3', 'del l[0]',
     'y = 1 < a.setdefault("n", 2)', 'y = a.setdefault("n", 1) and 2', 'y = (lambda: a.update(x=9))()',
-    'dict = a.update\ny = dict(x=9)', 'dict = exec\ny = dict("a[1] = 9")'])
+    'dict = a.update\ny = dict(x=9)', 'dict = exec\ny = dict("a[1] = 9")', 'y = [0 for a["x"] in [5]]',
+    'y = [x for x in [a.setdefault("n", 2)]]', 'y = [x for x in [1] if a.setdefault("n", 2)]', 'y = l[a.pop("x")]',
+    'y = {a.setdefault("n", x): 1 for x in [2]}', 'y = [*(a.update(x=i) for i in range(2))]',
+    'y = [round("a[1] = 9") for round in [exec]]', 'round = exec\ny = [round("a[1] = 9") for x in [1]]',
+    'y = [round(a.setdefault("n", x)) for x in [2]]', 'y = round(2, ndigits=a.setdefault("n", 2))',
+    'y = [x for (x, a["x"]) in [(1, 2)]]', 'y = round(a.pop("x"))', 'y = l.copy()[a.setdefault("n", 1)]'])
 def test_what_a_statement_does_by_the_way_is_seen(write, monkeypatch, statement):
     text = 'a = dict(x=1, d=dict(z=1), l=[1, 2])\nl = [dict(n=1), dict(n=2)]\n' + statement
     quick = origins(load(write, text))
     always_run(monkeypatch)
     assert quick == origins(load(write, text))
+
+
+def test_a_file_that_only_computes_from_what_it_writes_out_is_not_run_again(write, monkeypatch):
+    from workspace_lib.config import watch
+    monkeypatch.setattr(watch, 'run_python', lambda *args, **names: pytest.fail('run again'))
+    cfg = load(write, b='policies = [dict(type="Invert")]', text="""_base_ = 'b.py'
+norm = dict(mean=[1.2, 2.7], std=[1 / 3, -2])
+fill = dict(policies={{_base_.policies}}, mean=[round(x) for x in norm['mean'][::-1]],
+            std=norm['std'][::-1])""")
+    assert cfg.fill.mean == [3, 1] and lines(cfg, 'fill.mean.1') == 'c.py:3'
+    assert lines(cfg, 'fill.std.0') == 'c.py:2 via c.py:4' and lines(cfg, 'fill.policies.0.type') == 'b.py:1 via c.py:3'
 
 
 def test_origins_are_those_of_the_values_as_they_stand(write):

@@ -12,7 +12,7 @@ from .placeholders import BaseValues, token_number
 from .tree import Each, Node, Place
 
 _SAME_VALUE = {'list', 'tuple', 'copy', 'deepcopy'}
-_PLAIN = {ast.Constant, ast.Name, ast.Dict, ast.Call, ast.List, ast.Tuple, ast.BinOp, ast.UnaryOp}
+_HARMLESS = {'dict', 'round'}  # functions that change nothing, unless a file means others by these names
 
 
 def json_lines(loaded: Loaded, bases: Node) -> Node:
@@ -54,7 +54,7 @@ def yaml_lines(loaded: Loaded, bases: Node) -> Node:
 class PythonLines:
     """Follows what assignments give to names, as far as their text tells it.
 
-    `plain`: whether nothing but displays, constants and names was assigned, so that running it could tell no more.
+    `plain`: whether all was assigned to names and changes nothing else, so that running it could tell no more.
     """
 
     def __init__(self, filename: str, base_values: BaseValues, bases: Node):
@@ -77,7 +77,7 @@ class PythonLines:
 
     def follow(self, statement: ast.stmt) -> list[str]:
         """Note what a statement assigns to names, and return these."""
-        self.plain &= isinstance(statement, ast.Assign) and 'dict' not in self.names  # which may do anything now
+        self.plain &= isinstance(statement, ast.Assign) and _HARMLESS.isdisjoint(self.names)
         if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
             return []
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
@@ -94,13 +94,12 @@ class PythonLines:
         elements = value.elements() or []
         if len(elements) != len(target.elts):
             elements = [Node(self.place(target.lineno))] * len(target.elts)
-        pairs = zip(target.elts, elements, strict=True)
-        return [name for part, node in pairs for name in self.assign(part, node)]
+        return [name for part, node in zip(target.elts, elements, strict=True) for name in self.assign(part, node)]
 
     def value(self, expression: ast.expr) -> Node:
         """The tree of an expression's value, as far as the text tells."""
-        self.plain &= type(expression) in _PLAIN
         build = getattr(self, f'value_{type(expression).__name__}', None)
+        self.plain &= build is not None
         node = build(expression) if build else None
         return node or Node(self.place(expression.lineno))
 
@@ -119,7 +118,7 @@ class PythonLines:
         items: dict[Any, Node] = {}
         for key, value in zip(keys, values, strict=True):
             node = self.value(value)
-            if isinstance(key, ast.Constant | ast.keyword):
+            if isinstance(key, (ast.Constant, ast.keyword)):
                 items[key.value if isinstance(key, ast.Constant) else key.arg] = node.at(self.place(key.lineno))
             elif key is None and isinstance(node.items, dict):  # `**value`
                 items.update({name: node.item(name) for name in node.items})
@@ -130,9 +129,9 @@ class PythonLines:
         if name == 'dict':  # a display in other words
             keys = [*[None] * len(call.args), *(part if part.arg else None for part in call.keywords)]
             return self.mapping(call.lineno, keys, [*call.args, *(part.value for part in call.keywords)])
-        self.plain = False
-        sources = call.args or ([call.func.value] if isinstance(call.func, ast.Attribute) else [])
-        return self.value(sources[0]) if name in _SAME_VALUE and len(sources) == 1 else None
+        self.plain &= name in _HARMLESS and not call.keywords
+        values = [self.value(source) for source in call.args or [getattr(call.func, 'value', call.func)]]
+        return values[0] if name in _SAME_VALUE and len(values) == 1 else None
 
     def value_List(self, display: ast.List | ast.Tuple) -> Node:
         items: list[Node] = []
@@ -165,7 +164,7 @@ class PythonLines:
                 key = ast.literal_eval(index)
             found: Any = elements[key] if elements else node.known_item(key)
         except (ValueError, TypeError, IndexError):  # an index that has to be computed, or no list
-            return None
+            self.plain, found = False, None
         return Node(place, dict(enumerate(found))) if isinstance(found, list) else found and found.used_at(place)
 
     def value_ListComp(self, comprehension: Any) -> Node:
@@ -174,11 +173,14 @@ class PythonLines:
     value_GeneratorExp = value_ListComp
 
     def value_DictComp(self, comprehension: ast.DictComp) -> Node:
-        return self.each(comprehension, comprehension.value)
+        return self.each(comprehension, comprehension.key, comprehension.value)
 
-    def each(self, comprehension: Any, element: ast.expr) -> Node:
+    def each(self, comprehension: Any, *elements: ast.expr) -> Node:
         own = {n.id for g in comprehension.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+        for part in comprehension.generators:
+            self.plain &= isinstance(part.target, ast.Name) and part.target.id not in _HARMLESS and not part.ifs
+            self.value(part.iter)
         outer, self.names = self.names, {name: node for name, node in self.names.items() if name not in own}
-        node = self.value(element)
+        *_, node = map(self.value, elements)
         self.names = outer
         return Node(self.place(comprehension.lineno), Each(node))

@@ -127,7 +127,7 @@ def children(value: Any) -> Any:
     """(key, item) pairs of a dictionary, (index, item) pairs of a list or tuple, nothing of anything else."""
     if isinstance(value, dict):
         return value.items()
-    return enumerate(value) if isinstance(value, list | tuple) else ()
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()  # `list | tuple` would be made at each call
 
 
 def _holds_plain_dict(value: Any) -> bool:

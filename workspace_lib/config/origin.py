@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from .lines import json_lines, yaml_lines
 from .load import Loaded
 from .merge import DELETE_KEY, merge, without_delete
-from .node import ConfigDict, Path, children
+from .node import SCALARS, ConfigDict, Path, children
 from .placeholders import has_key
 from .tree import Node, Place, changed, place_text, same
 from .watch import python_lines
@@ -19,7 +19,7 @@ Step = tuple[Node, 'Node | None', Any]  # node, overridden node and value of som
 OVERRIDE, CODE = '<override>', '<code>'
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Origin:
     """The `file` and `line` with a value's key; '<override>' (merge_from_dict) and '<code>' have line 0.
 
@@ -83,8 +83,8 @@ class Spot(NamedTuple):
         if isinstance(value, ConfigDict) and value._born:
             return Spot(value, History.step(*value._born))
         step = below(self.step, key)
-        made_in_code = isinstance(value, ConfigDict) or (
-            isinstance(value, list | tuple) and step is not None and len([*children(step[2])]) != len(value))
+        made_in_code = type(value) not in SCALARS and (isinstance(value, ConfigDict) or (
+            isinstance(value, (list, tuple)) and step is not None and len([*children(step[2])]) != len(value)))
         return Spot(value, step, self.made_in_code or made_in_code)
 
     def origin(self) -> Origin:

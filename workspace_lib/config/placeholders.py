@@ -104,4 +104,4 @@ class BaseValues:
 def has_key(values: Any, key: Any) -> bool:
     if isinstance(values, dict):
         return key in values
-    return isinstance(values, list | tuple) and isinstance(key, int) and 0 <= key < len(values)
+    return isinstance(values, (list, tuple)) and isinstance(key, int) and 0 <= key < len(values)

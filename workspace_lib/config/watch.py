@@ -23,9 +23,8 @@ _NOTHING = BaseValues('', '', [], None), Node(('', 0))  # one and the same for e
 
 
 def python_lines(loaded: Loaded, bases: Node) -> Node:
-    inherited = (loaded.base_values, bases) if loaded.base_values.keys else _NOTHING
     # What is inherited is made anew by each load: kept, it would never be found again.
-    told = _told.__wrapped__ if loaded.base_values.keys else _told
+    told, inherited = (_told.__wrapped__, (loaded.base_values, bases)) if loaded.base_values.keys else (_told, _NOTHING)
     lines = told(loaded.filename, loaded.code, *inherited)
     if not lines.plain:
         watched, (code, statements) = PythonLines(loaded.filename, *inherited), _probed(loaded.code)
@@ -70,9 +69,8 @@ class _Probes(ast.NodeTransformer):
 
 def _stands_first(statement: ast.AST) -> bool:
     """Whether it loses its meaning behind another statement: a docstring, `from __future__ import`."""
-    if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Constant)
-    return isinstance(statement, ast.ImportFrom) and statement.module == '__future__'
+    return (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+            or isinstance(statement, ast.ImportFrom) and statement.module == '__future__')
 
 
 class _Watch:

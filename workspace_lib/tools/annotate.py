@@ -73,10 +73,11 @@ def origins(cfg: Config) -> dict[Path, Origin]:
 
 
 def _add_origins(spot: Spot, path: Path, found: dict[Path, Origin]) -> None:
-    if not list(children(spot.value)):
-        found[path] = spot.origin()
+    before = len(found)
     for key, value in children(spot.value):
         if type(value) in SCALARS:
             found[(*path, key)] = spot.item(key).origin()
         else:
             _add_origins(spot.item(key), (*path, key), found)
+    if len(found) == before:  # nothing below it
+        found[path] = spot.origin()
