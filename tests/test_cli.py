@@ -413,6 +413,12 @@ def test_a_finished_run_has_nothing_to_resume(world, capsys, tmp_path):
     assert 'raise runner.max_epochs' in said and not (tmp_path / 'w').exists()
 
 
+def test_options_of_compile_as_one_word_are_refused_and_not_left_out(world, capsys, tmp_path):
+    said = fails(capsys, 'train', world / 'tiny.py', '--work-dir', tmp_path / 'w', '--device', 'cpu', '--cfg-options',
+                 "compile=dict(mode='reduce-overhead')")
+    assert "compile is \"dict(mode='reduce-overhead')\"" in said and 'compile.mode=NAME' in said
+
+
 def test_compile_is_a_config_key(world, tmp_path):
     import torch._dynamo
     torch._dynamo.utils.counters.clear()

@@ -112,8 +112,7 @@ class LoggerHook(Hook):
     def _entry(self, runner: EpochBasedRunner, n: int) -> dict[str, Any]:
         averages = runner.log_buffer.average(n)
         done = (runner.inner_iter if self.by_epoch else runner.iter) + 1
-        entry = dict(mode='train', epoch=runner.epoch + 1, iter=done,
-                     lr=runner.current_lr()[0], **averages)
+        entry = dict(mode='train', epoch=runner.epoch + 1, iter=done, lr=runner.current_lr()[0], **averages)
         if averages.get('time'):
             samples = runner.log_buffer.count('loss', n) * runner.world_size
             entry['images_per_second'] = samples / (averages['time'] * n)

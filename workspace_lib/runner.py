@@ -95,8 +95,7 @@ class EpochBasedRunner:
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None,
                  work_dir: str | os.PathLike | None = None, logger: logging.Logger | None = None,
-                 meta: dict | None = None, max_epochs: int | None = None,
-                 precision: Precision | None = None) -> None:
+                 meta: dict | None = None, max_epochs: int | None = None, precision: Precision | None = None) -> None:
         if max_epochs is None or max_epochs < 1:
             raise ValueError(f'runner.max_epochs is {max_epochs}; say how long to train, at least 1: '
                              "runner=dict(type='EpochBasedRunner', max_epochs=100)")
