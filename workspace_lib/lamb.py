@@ -38,10 +38,8 @@ class Lamb(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step; returns what `closure` does, which may evaluate the model anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         grads = [p.grad for group in self.param_groups for p in group['params'] if p.grad is not None]
         # A tensor, so that no step waits for the GPU.
         limit = self.defaults['max_grad_norm']

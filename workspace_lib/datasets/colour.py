@@ -56,14 +56,13 @@ class Solarize(_ByTable):
 
 
 @PIPELINES.register_module()
-class SolarizeAdd(_ByTable):
+class SolarizeAdd(Solarize):
     """Add `magnitude` to the values below `thr`, up to 255."""
 
     def __init__(self, magnitude: float, thr: float = 128, prob: float = 0.5) -> None:
-        super().__init__(prob)
+        super().__init__(thr, prob)
         check_number('magnitude', magnitude)
-        check_number('thr', thr)
-        self.magnitude, self.thr = magnitude, thr
+        self.magnitude = magnitude
 
     def table(self) -> np.ndarray:
         return np.where(self.thr > _VALUES, np.clip(_VALUES + self.magnitude, 0, 255), _VALUES)

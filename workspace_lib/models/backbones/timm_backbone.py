@@ -27,8 +27,7 @@ class TIMMBackbone(BaseModule):
     """
 
     def __init__(self, model_name: str, features_only: bool = False, pretrained: bool = False,
-                 checkpoint_path: str = '', in_channels: int = 3, init_cfg: InitCfg = None,
-                 **kwargs: Any) -> None:
+                 checkpoint_path: str = '', in_channels: int = 3, init_cfg: InitCfg = None, **kwargs: Any) -> None:
         if not isinstance(pretrained, bool):
             raise TypeError(f'TIMMBackbone got pretrained={pretrained!r}; it is True or False, '
                             'the path of a file goes into checkpoint_path')
