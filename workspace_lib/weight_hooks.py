@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import unfold
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checkpoint import unwrapped
@@ -194,9 +193,9 @@ class WhitenHook(Hook):
 
     def before_train_iter(self, runner: EpochBasedRunner) -> None:
         if runner.iter == 0:
-            weight = unwrapped(runner.model).get_submodule(self.layer).weight
-            patches = unfold(runner.data_batch['img'].float(), weight.shape[2:]).transpose(1, 2).flatten(0, 1)
-            moments = all_reduce_sum(patches.T @ patches / len(patches)) / runner.world_size
-            power, vectors = torch.linalg.eigh(moments)
+            weight: Any = unwrapped(runner.model).get_submodule(self.layer).weight
+            patches = torch.nn.functional.unfold(runner.data_batch['img'].float(), weight.shape[2:])  # (N, C h w, L)
+            moments = (patches @ patches.mT).mean(0) / patches.shape[2]
+            power, vectors = torch.linalg.eigh(all_reduce_sum(moments) / runner.world_size)
             filters = (vectors / (power + self.eps).sqrt()).T.flip(0)  # the strongest first
             weight.data.copy_(torch.cat((filters, -filters)).view_as(weight))

@@ -1,5 +1,8 @@
 # A small network on CIFAR-10 in ten epochs: seconds on a GPU.
 # Source: airbench94 (Jordan 2024, arXiv:2404.00498; github.com/KellerJordan/cifar10-airbench, legacy/airbench94.py).
+# Hardware: one GPU, Ampere or newer.
+# Expected: x
+# State: NOT verified: x
 _base_ = ['../_base_/datasets/cifar10_bs16.py', '../_base_/default_runtime.py']
 model = dict(
     type='ImageClassifier',

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from ..builder import BACKBONES
 from ..init import BaseModule
@@ -50,6 +49,6 @@ class Airbench(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         if self.training or not self.test_views:
             return (self.layers(x) * self.scale,)
-        around = pad(x, (1, 1, 1, 1), 'reflect')
+        around = nn.functional.pad(x, (1, 1, 1, 1), 'reflect')
         views = (x, 1 / 4), (around[:, :, :-2, :-2], 1 / 8), (around[:, :, 2:, 2:], 1 / 8)
         return (self.scale * sum(share * (self.layers(view) + self.layers(view.flip(-1))) for view, share in views),)
