@@ -157,23 +157,23 @@ class LookaheadHook(Hook):
 
     `slow = f * slow + (1 - f) * weight; weight = slow`, with `f = decay * (share of the run that is done) ** 3`, as in
     airbench94 (Jordan 2024, arXiv:2404.00498, section 3.4). Each `interval` iterations, and at the end of each epoch:
-    there both are the same, so a checkpoint holds all; a run resumed amid an epoch takes its weights for the slow ones.
+    there both are the same, so a checkpoint holds all. A run begins, and one resumed amid an epoch goes on, with the
+    weights of its first such iteration as the slow ones.
     """
 
     priority = 'ABOVE_NORMAL'  # behind the optimizer, before what evaluates and saves
 
     def __init__(self, interval: int = 5, decay: float = 0.95 ** 5) -> None:
         self.interval, self.decay = interval, decay
-
-    def before_run(self, runner: EpochBasedRunner) -> None:
-        self.weights = [v for v in unwrapped(runner.model).state_dict().values() if v.is_floating_point()]
-        self.slow = [weight.clone() for weight in self.weights]
+        self.slow: list[Tensor] = []
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
         if self.every_n_iters(runner, self.interval) or self.end_of_epoch(runner):
+            weights = [v for v in unwrapped(runner.model).state_dict().values() if v.is_floating_point()]
+            self.slow = self.slow or [weight.clone() for weight in weights]
             factor = self.decay * ((runner.iter + 1) / runner.max_iters) ** 3
-            torch._foreach_lerp_(self.slow, self.weights, 1 - factor)
-            torch._foreach_copy_(self.weights, self.slow)
+            torch._foreach_lerp_(self.slow, weights, 1 - factor)
+            torch._foreach_copy_(weights, self.slow)
 
 
 @HOOKS.register_module()
