@@ -217,8 +217,8 @@ def test_the_six_views_of_airbench_are_weighed_as_its_author_does():
 
 def whitened(img: torch.Tensor, **options: Any) -> torch.nn.Conv2d:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 24, 2))
-    WhitenHook('0', **options).before_train_iter(
-        SimpleNamespace(iter=0, model=model, data_batch=dict(img=img), world_size=1))
+    WhitenHook('0', **options).before_run(
+        SimpleNamespace(iter=0, model=model, data_loader=[dict(img=img), None], world_size=1))
     return model[0]
 
 
@@ -254,8 +254,19 @@ def test_the_first_layer_is_set_once_and_stays(images, tmp_path):
     assert all(torch.equal(weight, seen[0][1]) for _, weight in seen)
     hook, before = WhitenHook('0'), torch.nn.Conv2d(3, 24, 2)
     weight = before.weight.clone()
-    hook.before_train_iter(SimpleNamespace(iter=5, model=torch.nn.Sequential(before)))  # of a run that is resumed
+    hook.before_run(SimpleNamespace(iter=5, model=torch.nn.Sequential(before)))  # of a run that is resumed
     assert torch.equal(before.weight, weight)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_resumed_speed_run_equals_the_uninterrupted_one(images, tmp_path, workers):
+    options = {'model.backbone.widths': [8, 16, 16], 'model.head.in_channels': 16, 'runner.max_epochs': 3,
+               'checkpoint_config.interval': 1, 'data.workers_per_gpu': workers}
+    whole = trained(tiny(AIRBENCH, images, tmp_path / 'whole', **options)).model.state_dict()
+    resumed = trained(tiny(AIRBENCH, images, tmp_path / 'rest', **options,
+                           resume_from=str(tmp_path / 'whole' / 'epoch_1.pth'))).model.state_dict()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
 
 
 def test_biases_of_norms_move_64_times_as_fast_and_decay_as_the_others():
@@ -264,7 +275,7 @@ def test_biases_of_norms_move_64_times_as_fast_and_decay_as_the_others():
     settings = {id(param): group for group in build_optimizer(model, cfg.optimizer).param_groups
                 for param in group['params']}
     model.init_weights()
-    assert not model.head.fc.bias.any() and model.head.fc.weight.std() == pytest.approx(1 / 16 / 3**0.5, rel=0.1)
+    assert not model.head.fc.bias.any() and model.head.fc.weight.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.1)
     usual, fast = (settings[id(param)] for param in (model.backbone.layers[3].conv1.weight,
                                                      model.backbone.layers[3].norm2.bias))
     assert settings[id(model.backbone.layers[0].bias)] is usual is settings[id(model.head.fc.weight)]
@@ -284,7 +295,8 @@ def test_lookahead_draws_the_weights_back_to_their_average():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     runner: Any = SimpleNamespace(model=model, iter=0, max_iters=14, data_loader=range(7))
     hook = LookaheadHook(interval=3, decay=0.8)
-    slow: dict[str, torch.Tensor] = {}
+    hook.before_run(runner)
+    slow = {name: value.clone() for name, value in model.state_dict().items()}
     for runner.iter in range(14):
         runner.inner_iter = runner.iter % 7
         moved = {name: value + (torch.rand(value.shape) if value.is_floating_point() else 1)
@@ -295,5 +307,5 @@ def test_lookahead_draws_the_weights_back_to_their_average():
         factor = 0.8 * ((runner.iter + 1) / 14) ** 3
         for name, value in model.state_dict().items():
             if drawn and value.is_floating_point():
-                slow[name] = factor * slow.get(name, moved[name]) + (1 - factor) * moved[name]
+                slow[name] = factor * slow[name] + (1 - factor) * moved[name]
             torch.testing.assert_close(value, slow[name] if drawn and value.is_floating_point() else moved[name])

@@ -157,45 +157,48 @@ class LookaheadHook(Hook):
 
     `slow = f * slow + (1 - f) * weight; weight = slow`, with `f = decay * (share of the run that is done) ** 3`, as in
     airbench94 (Jordan 2024, arXiv:2404.00498, section 3.4). Each `interval` iterations, and at the end of each epoch:
-    there both are the same, so a checkpoint holds all. A run begins, and one resumed amid an epoch goes on, with the
-    weights of its first such iteration as the slow ones.
+    there both are the same, so a checkpoint of it holds all; a run resumed amid an epoch begins with its weights.
     """
 
     priority = 'ABOVE_NORMAL'  # behind the optimizer, before what evaluates and saves
 
     def __init__(self, interval: int = 5, decay: float = 0.95 ** 5) -> None:
         self.interval, self.decay = interval, decay
-        self.slow: list[Tensor] = []
+
+    def before_run(self, runner: EpochBasedRunner) -> None:
+        self.weights = [v for v in unwrapped(runner.model).state_dict().values() if v.is_floating_point()]
+        self.slow = [weight.clone() for weight in self.weights]
 
     def after_train_iter(self, runner: EpochBasedRunner) -> None:
         if self.every_n_iters(runner, self.interval) or self.end_of_epoch(runner):
-            weights = [v for v in unwrapped(runner.model).state_dict().values() if v.is_floating_point()]
-            self.slow = self.slow or [weight.clone() for weight in weights]
-            factor = self.decay * ((runner.iter + 1) / runner.max_iters) ** 3
-            torch._foreach_lerp_(self.slow, weights, 1 - factor)
-            torch._foreach_copy_(weights, self.slow)
+            torch._foreach_lerp_(self.slow, self.weights, 1 - self.decay * ((runner.iter + 1) / runner.max_iters) ** 3)
+            torch._foreach_copy_(self.weights, self.slow)
 
 
 @HOOKS.register_module()
 class WhitenHook(Hook):
-    """Before the first step, sets a convolution to whiten the first batch: its patches get uncorrelated, with power 1.
+    """Before a run, sets a convolution to whiten a batch of it: its patches come out uncorrelated, each with power 1.
 
     The filters are the eigenvectors of the patches' second moments, each over the root of its eigenvalue + `eps`, and
-    then their negatives: twice as many as a patch has values (Jordan 2024, arXiv:2404.00498, section 3.2, with eps of
-    airbench94.py, where 5,000 images are looked at). A resumed run keeps its filters.
+    then their negatives: twice as many as a patch has values (Jordan 2024, arXiv:2404.00498, section 3.2, with the eps
+    of airbench94.py, which looks at 5,000 images). A resumed run keeps its filters. Costs one batch of the loader; do
+    not use it with `load_from`, whose other layers were trained behind other filters.
 
     Args:
-        layer: the convolution's name in the model; the images come to it as they are.
+        layer: name in the model of a convolution that gets the images as they are; it should not be trained.
     """
+
+    priority = 'HIGH'  # before what takes the weights up, such as EMAHook
 
     def __init__(self, layer: str, eps: float = 5e-4) -> None:
         self.layer, self.eps = layer, eps
 
-    def before_train_iter(self, runner: EpochBasedRunner) -> None:
+    def before_run(self, runner: EpochBasedRunner) -> None:
         if runner.iter == 0:
             weight: Any = unwrapped(runner.model).get_submodule(self.layer).weight
-            patches = torch.nn.functional.unfold(runner.data_batch['img'].float(), weight.shape[2:])  # (N, C h w, L)
-            moments = (patches @ patches.mT).mean(0) / patches.shape[2]
-            power, vectors = torch.linalg.eigh(all_reduce_sum(moments) / runner.world_size)
+            # (N, C * h * w, positions)
+            patches = torch.nn.functional.unfold(next(iter(runner.data_loader))['img'].float(), weight.shape[2:])
+            moments = all_reduce_sum((patches @ patches.mT).mean(0) / patches.shape[2]) / runner.world_size
+            power, vectors = torch.linalg.eigh(moments)
             filters = (vectors / (power + self.eps).sqrt()).T.flip(0)  # the strongest first
             weight.data.copy_(torch.cat((filters, -filters)).view_as(weight))
