@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from image_folders import image_folders
 
 from workspace_lib.apis import build_training, loader_config, run_training, set_random_seed
@@ -19,6 +21,7 @@ from workspace_lib.recipes import CONFIGS, load_config
 from workspace_lib.registry import BACKBONES, HOOKS
 from workspace_lib.schedules import lr_schedule
 from workspace_lib.size_hook import ProgressiveSizeHook
+from workspace_lib.weight_hooks import LookaheadHook, WhitenHook
 
 FAST = 'resnet/resnet50_8xb512-fast-16e_in1k.py'
 FAST_88 = 'resnet/resnet50_8xb512-fast-88e_in1k.py'
@@ -161,7 +164,7 @@ def test_a_fast_recipe_names_the_shared_memory_that_its_batches_take(recipe):
     (FAST, 312, {0: 1.7e-4, 1: 0.852, 2: 1.7, 9: 0.85, 15.9968: 0.}),
     (FAST_88, 312, {0: 1.7e-4, 2: 1.7, 45: 0.85}),
     (RESNET18, 390, {0: 0.1, 50: 0.1 * (1 + 0.5**0.5) / 2, 100: 0.05, 199: 6.2e-6}),
-    (AIRBENCH, 48, {0: 0.3, 2.28: 1.5, 10: 0.105}),
+    (AIRBENCH, 48, {0: 0.3, 110 / 48: 1.5, 295 / 48: 0.8025, 10: 1.5 * (0.07 + 0.93 / 370)}),
     ('resnet/resnet50_8xb32_in1k.py', 5005, {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 99: 1e-4})])
 def test_rates_at_a_few_epochs(recipe, length, rates):
     cfg = load_config(recipe)
@@ -188,3 +191,121 @@ def test_airbench_begins_as_the_identity_on_its_first_channels():
     features, = net(torch.randn(2, 3, 32, 32))
     assert features.shape == (2, 256, 1, 1)
     assert sum(param.numel() for param in net.parameters()) == 1_970_232
+    kept = {name for name, param in net.named_parameters() if not param.requires_grad}
+    assert kept == {'layers.0.weight', *(f'layers.{i}.norm{j}.weight' for i in (2, 3, 4) for j in (1, 2))}
+
+
+def test_the_six_views_of_airbench_are_weighed_as_its_author_does():
+    """infer_mirror_translate of airbench94.py; in training there is one view."""
+    net = BACKBONES.build(dict(type='Airbench', widths=[8, 16, 16], test_views=True))
+    img = torch.randn(2, 3, 32, 32)
+    by_one = (net.layers(img) / 9, )
+    for norm in (module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.reset_running_stats()
+    torch.testing.assert_close(net(img), by_one)
+
+    def mirrored(view: torch.Tensor) -> torch.Tensor:
+        return 0.5 * net.layers(view) + 0.5 * net.layers(view.flip(-1))
+
+    net.eval()
+    around = F.pad(img, (1,) * 4, 'reflect')
+    moved = torch.stack([mirrored(around[:, :, 0:32, 0:32]), mirrored(around[:, :, 2:34, 2:34])]).mean(0)
+    features, = net(img)
+    torch.testing.assert_close(features, (0.5 * mirrored(img) + 0.5 * moved) / 9)
+    assert not torch.allclose(features, net.layers(img) / 9)
+
+
+def whitened(img: torch.Tensor, **options: Any) -> torch.nn.Conv2d:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 24, 2))
+    WhitenHook('0', **options).before_run(
+        SimpleNamespace(iter=0, model=model, data_loader=[dict(img=img), None], world_size=1))
+    return model[0]
+
+
+def test_patches_of_the_first_batch_come_out_white():
+    noise = torch.randn(16, 3, 20, 20, dtype=torch.float64)
+    img = F.conv2d(F.pad(noise, (2,) * 4), torch.rand(3, 3, 5, 5, dtype=torch.float64))  # neighbours are alike
+    weight = whitened(img, eps=0.).weight.detach().double()
+    patches = F.unfold(img, 2)
+    assert (torch.cov(patches.transpose(0, 1).flatten(1)) - torch.eye(12)).abs().max() > 0.5
+    seen = F.conv2d(img, weight).transpose(0, 1).flatten(1)  # (24, positions)
+    moments = seen @ seen.T / seen.shape[1]
+    one = torch.eye(12, dtype=torch.float64)
+    torch.testing.assert_close(moments, torch.kron(torch.tensor([[1., -1.], [-1., 1.]]), one), rtol=0, atol=1e-4)
+
+
+def test_what_a_patch_hardly_holds_is_not_blown_up():
+    img = torch.randn(8, 1, 16, 16).expand(-1, 3, -1, -1)  # grey: eight of the twelve directions have no power
+    assert whitened(img).weight.flatten(1).norm(dim=1).max() < 1.01 / 5e-4 ** 0.5
+
+
+def test_the_first_layer_is_set_once_and_stays(images, tmp_path):
+    cfg = tiny(AIRBENCH, images, tmp_path / 'run', **{
+        'model.backbone.widths': [8, 16, 16], 'model.head.in_channels': 16, 'runner.max_epochs': 2})
+    from workspace_lib.hooks import Hook
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def after_train_iter(self: Any, runner: Any) -> None:
+        seen.append((runner.data_batch['img'].clone(), runner.model.backbone.layers[0].weight.clone()))
+
+    trained(cfg, type('Seen', (Hook,), dict(after_train_iter=after_train_iter))())
+    assert len(seen) == 10
+    torch.testing.assert_close(seen[0][1], whitened(seen[0][0]).weight.data)
+    assert all(torch.equal(weight, seen[0][1]) for _, weight in seen)
+    hook, before = WhitenHook('0'), torch.nn.Conv2d(3, 24, 2)
+    weight = before.weight.clone()
+    hook.before_run(SimpleNamespace(iter=5, model=torch.nn.Sequential(before)))  # of a run that is resumed
+    assert torch.equal(before.weight, weight)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_resumed_speed_run_equals_the_uninterrupted_one(images, tmp_path, workers):
+    options = {'model.backbone.widths': [8, 16, 16], 'model.head.in_channels': 16, 'runner.max_epochs': 3,
+               'checkpoint_config.interval': 1, 'data.workers_per_gpu': workers}
+    whole = trained(tiny(AIRBENCH, images, tmp_path / 'whole', **options)).model.state_dict()
+    resumed = trained(tiny(AIRBENCH, images, tmp_path / 'rest', **options,
+                           resume_from=str(tmp_path / 'whole' / 'epoch_1.pth'))).model.state_dict()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_biases_of_norms_move_64_times_as_fast_and_decay_as_the_others():
+    cfg = load_config(AIRBENCH)
+    model = build_classifier(cfg.model)
+    settings = {id(param): group for group in build_optimizer(model, cfg.optimizer).param_groups
+                for param in group['params']}
+    model.init_weights()
+    assert not model.head.fc.bias.any() and model.head.fc.weight.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.1)
+    usual, fast = (settings[id(param)] for param in (model.backbone.layers[3].conv1.weight,
+                                                     model.backbone.layers[3].norm2.bias))
+    assert settings[id(model.backbone.layers[0].bias)] is usual is settings[id(model.head.fc.weight)]
+    assert usual['lr'] == 0.3 and fast['lr'] == 64 * 0.3 and settings[id(model.head.fc.bias)]['lr'] == 0
+    # airbench94.py, of the sum of the losses of 1024 images: wd / lr, and wd / (64 * lr)
+    scale = 1024 * (1 + 1 / (1 - 0.85))
+    lr, wd = 11.5 / scale, 0.0153 * 1024 / scale
+    assert 5 * usual['lr'] == pytest.approx(1024 * lr, rel=1e-2)
+    assert usual['weight_decay'] == pytest.approx(wd / lr / 1024, rel=1e-2)
+    assert fast['weight_decay'] == pytest.approx(wd / (64 * lr) / 1024, rel=1e-2)
+    schedule = lr_schedule(cfg.lr_config, 10, 48)
+    assert schedule(fast['lr'], 110) == pytest.approx(96)  # in proportion
+
+
+def test_lookahead_draws_the_weights_back_to_their_average():
+    """Against the loop of airbench94.py, and at the end of an epoch of 7 iterations too."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    runner: Any = SimpleNamespace(model=model, iter=0, max_iters=14, data_loader=range(7))
+    hook = LookaheadHook(interval=3, decay=0.8)
+    hook.before_run(runner)
+    slow = {name: value.clone() for name, value in model.state_dict().items()}
+    for runner.iter in range(14):
+        runner.inner_iter = runner.iter % 7
+        moved = {name: value + (torch.rand(value.shape) if value.is_floating_point() else 1)
+                 for name, value in model.state_dict().items()}
+        model.load_state_dict(moved)
+        hook.after_train_iter(runner)
+        drawn = runner.iter + 1 in (3, 6, 7, 9, 12, 14)
+        factor = 0.8 * ((runner.iter + 1) / 14) ** 3
+        for name, value in model.state_dict().items():
+            if drawn and value.is_floating_point():
+                slow[name] = factor * slow[name] + (1 - factor) * moved[name]
+            torch.testing.assert_close(value, slow[name] if drawn and value.is_floating_point() else moved[name])

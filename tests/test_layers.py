@@ -33,7 +33,7 @@ PLACE = {module: (level, room) for level, rooms in enumerate(LAYERS) for room in
 SOURCES = [p for p in sorted(ROOT.rglob('*.py')) if 'configs' not in p.relative_to(ROOT).parts]
 CORE = [p for p in SOURCES if 'tools' not in p.relative_to(ROOT).parts]
 # What a registry or a table holds, one item beside the other: a recipe names some, and the machinery does without any.
-CATALOGUE = ('models.backbones', 'models.heads', 'models.distilled_heads', 'models.losses', 'models.necks',
+CATALOGUE = ('models.backbones', 'models.heads', 'models.losses', 'models.necks',
              'datasets.transforms', 'datasets.colour', 'datasets.geometry', 'datasets.auto_augment', 'datasets.mixing',
              'datasets.builtin', 'datasets.folder', 'datasets.fine_grained', 'datasets.multi_label',
              'datasets.samplers', 'policies', 'lamb', 'weight_hooks', 'size_hook', 'log_writers', 'loader_watch',

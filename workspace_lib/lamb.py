@@ -30,18 +30,15 @@ class Lamb(torch.optim.Optimizer):
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.01,
                  grad_averaging: bool = True, max_grad_norm: float | None = 1.0, trust_clip: bool = False,
                  always_adapt: bool = False) -> None:
-        super().__init__(params, dict(
-            lr=lr, bias_correction=bias_correction, betas=betas, eps=eps, weight_decay=weight_decay,
-            grad_averaging=grad_averaging, max_grad_norm=max_grad_norm, trust_clip=trust_clip,
-            always_adapt=always_adapt))
+        super().__init__(params, dict(lr=lr, bias_correction=bias_correction, betas=betas, eps=eps,
+                                      weight_decay=weight_decay, grad_averaging=grad_averaging,
+                                      max_grad_norm=max_grad_norm, trust_clip=trust_clip, always_adapt=always_adapt))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step; returns what `closure` does, which may evaluate the model anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         grads = [p.grad for group in self.param_groups for p in group['params'] if p.grad is not None]
         # A tensor, so that no step waits for the GPU.
         limit = self.defaults['max_grad_norm']

@@ -65,8 +65,7 @@ class AutoAugment(ImageStep):
         TypeError, ValueError, KeyError: a policy that is no list of steps on images.
     """
 
-    def __init__(self, policies: Sequence[Sequence[dict[str, Any]]],
-                 hparams: Mapping[str, Any] = HPARAMS) -> None:
+    def __init__(self, policies: Sequence[Sequence[dict[str, Any]]], hparams: Mapping[str, Any] = HPARAMS) -> None:
         if not _is_list(policies) or not policies or not all(_is_list(policy) and policy for policy in policies):
             raise ValueError(f'AutoAugment got policies={policies!r}; it takes a list of lists of steps')
         self.policies = [[_with_hparams(step, hparams) for step in policy] for policy in policies]

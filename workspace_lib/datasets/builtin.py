@@ -160,9 +160,8 @@ def _download(name: str, root: str, file: str, train: bool = True, into: str | N
     try:
         return getattr(torchvision.datasets, name)(into or root, train=train, download=True)
     except Exception as error:  # of the network, the disk, the archive
-        raise FileNotFoundError(f'{name}: {file} is not in {Path(root).absolute()}, and the download failed '
-                                f'({error}); put it there by hand, set data_prefix, or use the built-in '
-                                'MNIST5k') from error
+        raise FileNotFoundError(f'{name}: {file} is not in {Path(root).absolute()}, and the download failed ({error}); '
+                                'put it there by hand, set data_prefix, or use the built-in MNIST5k') from error
 
 
 @contextmanager

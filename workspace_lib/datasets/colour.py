@@ -23,27 +23,16 @@ _VALUES = np.arange(256)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # PIL.ImageFilter.SMOOTH
 
 
-class _ByTable(Sometimes):
-    """A step that maps each value to another one; subclasses write `table`."""
-
-    def table(self) -> np.ndarray:
-        """256 values in 0..255, of any type; cut off to uint8."""
-        raise NotImplementedError
-
-    def apply(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
-        return cv2.LUT(img, self.table().astype(np.uint8))
-
-
 @PIPELINES.register_module()
-class Invert(_ByTable):
+class Invert(Sometimes):
     """255 - value."""
 
-    def table(self) -> np.ndarray:
-        return 255 - _VALUES
+    def apply(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
+        return 255 - img
 
 
 @PIPELINES.register_module()
-class Solarize(_ByTable):
+class Solarize(Sometimes):
     """Invert the values from `thr` (0..256) up."""
 
     def __init__(self, thr: float, prob: float = 0.5) -> None:
@@ -51,26 +40,25 @@ class Solarize(_ByTable):
         check_number('thr', thr)
         self.thr = thr
 
-    def table(self) -> np.ndarray:
-        return np.where(self.thr > _VALUES, _VALUES, 255 - _VALUES)
+    def apply(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
+        return _mapped(img, np.where(self.thr > _VALUES, _VALUES, 255 - _VALUES))
 
 
 @PIPELINES.register_module()
-class SolarizeAdd(_ByTable):
+class SolarizeAdd(Solarize):
     """Add `magnitude` to the values below `thr`, up to 255."""
 
     def __init__(self, magnitude: float, thr: float = 128, prob: float = 0.5) -> None:
-        super().__init__(prob)
+        super().__init__(thr, prob)
         check_number('magnitude', magnitude)
-        check_number('thr', thr)
-        self.magnitude, self.thr = magnitude, thr
+        self.magnitude = magnitude
 
-    def table(self) -> np.ndarray:
-        return np.where(self.thr > _VALUES, np.clip(_VALUES + self.magnitude, 0, 255), _VALUES)
+    def apply(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
+        return _mapped(img, np.where(self.thr > _VALUES, np.clip(_VALUES + self.magnitude, 0, 255), _VALUES))
 
 
 @PIPELINES.register_module()
-class Posterize(_ByTable):
+class Posterize(Sometimes):
     """Keep the first `bits` bits of each value, 0..8; a fraction counts as the next whole number (timm's rule)."""
 
     def __init__(self, bits: float, prob: float = 0.5) -> None:
@@ -79,8 +67,8 @@ class Posterize(_ByTable):
             raise ValueError(f'Posterize got bits={bits}; a value has 0 to 8 of them')
         self.bits = math.ceil(bits)
 
-    def table(self) -> np.ndarray:
-        return _VALUES >> (8 - self.bits) << (8 - self.bits)
+    def apply(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
+        return _mapped(img, _VALUES >> (8 - self.bits) << (8 - self.bits))
 
 
 class _ByChannel(Sometimes):
@@ -216,6 +204,11 @@ class Lighting(ImageStep):
         colour = (np.array(self.eigvec) * weights * self.eigval).sum(1)
         img = img[:, :, ::-1] if self.to_rgb else img
         return (img + colour).astype(np.float32)
+
+
+def _mapped(img: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Each value by `table`: 256 values in 0..255 of any type, cut off to uint8."""
+    return cv2.LUT(img, table.astype(np.uint8))
 
 
 def _grey(img: np.ndarray) -> np.ndarray:

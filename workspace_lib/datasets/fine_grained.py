@@ -78,8 +78,7 @@ class StanfordCars(BaseDataset):
     def load_annotations(self) -> FileInfos:
         from scipy.io import loadmat
 
-        path = self.check_file(osp.expanduser(self._annotation),
-                               'put the devkit there, or set data_prefix or ann_file')
+        path = self.check_file(osp.expanduser(self._annotation), 'put the devkit there, or set data_prefix or ann_file')
         records = loadmat(path)['annotations'][0]
         if len(records) and len(records[0]) != 6:  # four sides of a box, class, file name
             raise ValueError(f'{path} has no labels: its records have {len(records[0])} fields, not 6; for the test '

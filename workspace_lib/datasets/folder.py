@@ -69,9 +69,8 @@ class CustomDataset(BaseDataset):
         if len(folders) != len(self.CLASSES):
             missing = sorted(set(self.CLASSES) - set(folders))
             named = f' (missing: {", ".join(missing[:5])})' if set(folders) < set(self.CLASSES) else ''
-            raise ValueError(f'{type(self).__name__}: {root} has {len(folders)} class folders for '
-                             f'{len(self.CLASSES)} classes{named}; complete it, set classes, or give an '
-                             'ann_file')
+            raise ValueError(f'{type(self).__name__}: {root} has {len(folders)} class folders for {len(self.CLASSES)} '
+                             f'classes{named}; complete it, set classes, or give an ann_file')
         folders = list(self.CLASSES) if set(folders) == set(self.CLASSES) else folders
         self.folder_to_idx = {folder: label for label, folder in enumerate(folders)}
         infos = FileInfos(root, ((os.fsencode(file), label) for folder, label in self.folder_to_idx.items()
@@ -88,8 +87,7 @@ class CustomDataset(BaseDataset):
         found = []
         for parent, _, files in os.walk(os.path.join(self.data_prefix, folder), followlinks=True):
             below = os.path.relpath(parent, self.data_prefix)
-            found += [f'{below}/{file}' for file in files
-                      if file[0] != '.' and file.lower().endswith(self.extensions)]
+            found += [f'{below}/{file}' for file in files if file[0] != '.' and file.lower().endswith(self.extensions)]
         return sorted(found)
 
 

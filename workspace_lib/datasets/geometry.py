@@ -80,8 +80,7 @@ class Translate(_Shift):
 class Rotate(_Warp):
     """Turn the image clockwise by `angle` degrees about `center` (x, y), default its middle, and scale it."""
 
-    def __init__(self, angle: float, center: Sequence[float] | None = None, scale: float = 1.0,
-                 **kwargs: Any) -> None:
+    def __init__(self, angle: float, center: Sequence[float] | None = None, scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if center is not None and len(center) != 2:
             raise ValueError(f'Rotate got center={center}; it takes (x, y)')

@@ -71,10 +71,9 @@ class RandomResizedCrop(ImageStep):
         interpolation, backend: as `Resize`.
     """
 
-    def __init__(self, size: Size, scale: Sequence[float] = (0.08, 1.0),
-                 ratio: Sequence[float] = (3 / 4, 4 / 3), max_attempts: int = 10,
-                 efficientnet_style: bool = False, min_covered: float = 0.1, crop_padding: int = 32,
-                 interpolation: str = 'bilinear', backend: str = 'cv2') -> None:
+    def __init__(self, size: Size, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3),
+                 max_attempts: int = 10, efficientnet_style: bool = False, min_covered: float = 0.1,
+                 crop_padding: int = 32, interpolation: str = 'bilinear', backend: str = 'cv2') -> None:
         if scale[0] > scale[1] or ratio[0] > ratio[1]:
             raise ValueError(f'RandomResizedCrop got scale={scale}, ratio={ratio}; both are (min, max)')
         if min(min_covered, max_attempts, crop_padding) < 0:
@@ -172,15 +171,11 @@ class CenterCrop(ImageStep):
             raise ValueError(f'CenterCrop got crop_size={crop_size}, crop_padding={crop_padding}')
 
     def transform(self, img: np.ndarray, rng: random.Random) -> np.ndarray:
-        h: float
         (h, w), (height, width) = self.crop_size, img.shape[:2]
-        if self.efficientnet_style:
-            h = w = h / (h + self.crop_padding) * min(height, width)
-        top, left, rows, columns = central(height, width, h, w)
+        side = h / (h + self.crop_padding) * min(height, width)
+        top, left, rows, columns = central(height, width, *((side, side) if self.efficientnet_style else (h, w)))
         img = img[top:top + rows, left:left + columns]
-        if self.efficientnet_style:
-            return resize(img, self.crop_size, self.interpolation, self.backend)
-        return img
+        return resize(img, self.crop_size, self.interpolation, self.backend) if self.efficientnet_style else img
 
 
 @PIPELINES.register_module()

@@ -14,10 +14,10 @@ from .backbones.vgg import VGG
 from .backbones.vision_transformer import VisionTransformer
 from .builder import build_backbone, build_classifier, build_head, build_loss, build_neck
 from .classifier import ImageClassifier
-from .distilled_heads import EfficientFormerClsHead
 from .heads import (
     ClsHead,
     CSRAClsHead,
+    EfficientFormerClsHead,
     LinearClsHead,
     MultiLabelClsHead,
     MultiLabelLinearClsHead,

@@ -241,3 +241,28 @@ class CSRAClsHead(MultiLabelClsHead):
     def simple_test(self, x: Features, sigmoid: bool = False, post_process: bool = True) -> Scores:
         """As in `MultiLabelClsHead`, but logits by default: mmcls's published CF1 and OF1 count those above 0.5."""
         return super().simple_test(x, sigmoid, post_process)
+
+
+@HEADS.register_module()
+class EfficientFormerClsHead(ClsHead):
+    """EfficientFormer's (arXiv:2206.01191): the mean of two linear layers, or one with `distillation=False`.
+
+    The second was to learn from a teacher; without one, both learn from the labels.
+
+    Args:
+        num_classes: C. in_channels: of the features. The others: see `ClsHead`.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, distillation: bool = True, init_cfg: InitCfg = NORMAL,
+                 **kwargs: Any) -> None:
+        super().__init__(init_cfg=init_cfg, **kwargs)
+        self._set_classes(num_classes, in_channels)
+        self.dist = distillation
+        self.head = nn.Linear(in_channels, num_classes)
+        if distillation:
+            self.dist_head = nn.Linear(in_channels, num_classes)
+
+    def logits(self, x: Features) -> Tensor:
+        features = self.pre_logits(x)
+        scores = self.head(features)  # (N, num_classes)
+        return (scores + self.dist_head(features)) / 2 if self.dist else scores

@@ -49,8 +49,7 @@ def binary_cross_entropy(logits: Tensor, label: Tensor, class_weight: Tensor | N
     """One yes-or-no question per class, (N, C); label in 0..1."""
     _check_shapes(logits, label)
     label = label if label.is_floating_point() else label.to(logits.dtype)
-    return F.binary_cross_entropy_with_logits(logits, label, class_weight, pos_weight=pos_weight,
-                                              reduction='none')
+    return F.binary_cross_entropy_with_logits(logits, label, class_weight, pos_weight=pos_weight, reduction='none')
 
 
 def one_hot(label: Tensor, num_classes: int) -> Tensor:

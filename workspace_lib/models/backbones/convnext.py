@@ -95,16 +95,16 @@ class ConvNeXt(StagedBackbone):
         self.out_indices = chosen_stages(self, out_indices, len(self.depths))
         self.gap_before_final_norm = gap_before_final_norm
         rates = iter(drop_path_rates(drop_path_rate, sum(self.depths)))
+        options = Cfg(norm_cfg=norm_cfg, act_cfg=act_cfg, linear_pw_conv=linear_pw_conv, with_cp=with_cp,
+                      layer_scale_init_value=layer_scale_init_value)
         self.downsample_layers, self.stages = nn.ModuleList(), nn.ModuleList()
         for i, (depth, width) in enumerate(zip(self.depths, self.channels, strict=True)):
             self.downsample_layers.append(
                 nn.Sequential(nn.Conv2d(in_channels, width, stem_patch_size, stem_patch_size),
                               build_norm(norm_cfg, width)) if i == 0 else
                 nn.Sequential(LayerNorm2d(self.channels[i - 1]), nn.Conv2d(self.channels[i - 1], width, 2, 2)))
-            self.stages.append(nn.Sequential(*(
-                ConvNeXtBlock(width, norm_cfg, act_cfg, linear_pw_conv=linear_pw_conv, drop_path_rate=next(rates),
-                              layer_scale_init_value=layer_scale_init_value, with_cp=with_cp)
-                for _ in range(depth))))
+            self.stages.append(nn.Sequential(*(ConvNeXtBlock(width, drop_path_rate=next(rates), **options)
+                                               for _ in range(depth))))
             if i in self.out_indices:
                 self.add_module(f'norm{i}', build_norm(norm_cfg, width))
         self.freeze(frozen_stages)

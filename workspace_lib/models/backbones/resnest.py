@@ -93,9 +93,8 @@ class ResNeSt(ResNetV1d):
         269: (ResNeStBottleneck, (3, 30, 48, 8)),
     }
 
-    def __init__(self, depth: int, groups: int = 1, width_per_group: int = 4, radix: int = 2,
-                 reduction_factor: int = 4, avg_down_stride: bool = True, base_channels: int = 64,
-                 **kwargs: Any) -> None:
+    def __init__(self, depth: int, groups: int = 1, width_per_group: int = 4, radix: int = 2, reduction_factor: int = 4,
+                 avg_down_stride: bool = True, base_channels: int = 64, **kwargs: Any) -> None:
         self.block_options = dict(groups=groups, width_per_group=width_per_group, base_channels=base_channels,
                                   radix=radix, reduction_factor=reduction_factor, avg_down_stride=avg_down_stride)
         super().__init__(depth, base_channels=base_channels, **kwargs)

@@ -56,10 +56,8 @@ class ResNet(PassesOn, StagedBackbone, NamedNorms):
         super().__init__(init_cfg)
         name = type(self).__name__
         if depth not in self.arch_settings:
-            known = ', '.join(map(str, self.arch_settings))
-            raise ValueError(f'{name} got depth={depth}; known depths: {known}')
+            raise ValueError(f'{name} got depth={depth}; known depths: {", ".join(map(str, self.arch_settings))}')
         _check_stages(name, num_stages, strides, dilations)
-        self.depth = depth
         self.out_indices = chosen_stages(self, out_indices, num_stages)
         self.deep_stem = deep_stem
         self.norm_eval = norm_eval

@@ -27,8 +27,7 @@ class TIMMBackbone(BaseModule):
     """
 
     def __init__(self, model_name: str, features_only: bool = False, pretrained: bool = False,
-                 checkpoint_path: str = '', in_channels: int = 3, init_cfg: InitCfg = None,
-                 **kwargs: Any) -> None:
+                 checkpoint_path: str = '', in_channels: int = 3, init_cfg: InitCfg = None, **kwargs: Any) -> None:
         if not isinstance(pretrained, bool):
             raise TypeError(f'TIMMBackbone got pretrained={pretrained!r}; it is True or False, '
                             'the path of a file goes into checkpoint_path')
@@ -36,9 +35,8 @@ class TIMMBackbone(BaseModule):
         timm = _import_timm(model_name)
         if isinstance(kwargs.get('norm_layer'), str):
             kwargs['norm_layer'] = norm_layer(kwargs['norm_layer'])[0]
-        self.timm_model = timm.create_model(
-            model_name, features_only=features_only, pretrained=pretrained, in_chans=in_channels,
-            checkpoint_path=checkpoint_path, **kwargs)
+        self.timm_model = timm.create_model(model_name, features_only=features_only, pretrained=pretrained,
+                                            in_chans=in_channels, checkpoint_path=checkpoint_path, **kwargs)
         if hasattr(self.timm_model, 'reset_classifier'):
             self.timm_model.reset_classifier(0, '')
         self._is_init = bool(pretrained or checkpoint_path)  # init_weights is not to touch what was loaded
