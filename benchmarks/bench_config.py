@@ -1,6 +1,6 @@
 """Time to load mmclassification's 280 recipes and to print them: ours, mmcv's Config and, where installed, mmengine's.
 
-    python benchmarks/bench_config.py [--rounds 3] [--quick]
+    python benchmarks/bench_config.py [--rounds 7] [--quick]
 
 cold: each measurement is one pass over all recipes in a fresh process (imports not counted), interleaved A B C A B C.
 warm: passes interleaved in one process. pretty_text: interleaved recipe by recipe. Medians with the range over rounds.

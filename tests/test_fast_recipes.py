@@ -210,9 +210,20 @@ def test_the_six_views_of_airbench_are_weighed_as_its_author_does():
     net.eval()
     around = F.pad(img, (1,) * 4, 'reflect')
     moved = torch.stack([mirrored(around[:, :, 0:32, 0:32]), mirrored(around[:, :, 2:34, 2:34])]).mean(0)
-    features, = net(img)
-    torch.testing.assert_close(features, (0.5 * mirrored(img) + 0.5 * moved) / 9)
+    with torch.no_grad():
+        features, = net(img)
+    torch.testing.assert_close(features, ((0.5 * mirrored(img) + 0.5 * moved) / 9).detach())
     assert not torch.allclose(features, net.layers(img) / 9)
+    # Where gradients are asked for, the maps of its layers are those of the image itself.
+    torch.testing.assert_close(net(img)[0], net.layers(img) / 9)
+
+
+def test_the_flops_of_a_training_step_are_those_of_one_view():
+    from workspace_lib.tools.profile import _forward_flops
+    cfg, img = load_config(AIRBENCH), torch.zeros(2, 3, 32, 32)
+    six_allowed = _forward_flops(cfg, img)
+    cfg.model.backbone.test_views = False
+    assert six_allowed == _forward_flops(cfg, img) > 0
 
 
 def whitened(img: torch.Tensor, **options: Any) -> torch.nn.Conv2d:
@@ -258,10 +269,11 @@ def test_the_first_layer_is_set_once_and_stays(images, tmp_path):
     assert torch.equal(before.weight, weight)
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_a_resumed_speed_run_equals_the_uninterrupted_one(images, tmp_path, workers):
+@pytest.mark.parametrize(('workers', 'more'), [(0, []), (1, []), (0, [dict(type='EMAHook')])])
+def test_a_resumed_speed_run_equals_the_uninterrupted_one(images, tmp_path, workers, more):
     options = {'model.backbone.widths': [8, 16, 16], 'model.head.in_channels': 16, 'runner.max_epochs': 3,
-               'checkpoint_config.interval': 1, 'data.workers_per_gpu': workers}
+               'checkpoint_config.interval': 1, 'data.workers_per_gpu': workers,
+               'custom_hooks': [*load_config(AIRBENCH).custom_hooks, *more]}
     whole = trained(tiny(AIRBENCH, images, tmp_path / 'whole', **options)).model.state_dict()
     resumed = trained(tiny(AIRBENCH, images, tmp_path / 'rest', **options,
                            resume_from=str(tmp_path / 'whole' / 'epoch_1.pth'))).model.state_dict()

@@ -265,7 +265,7 @@ def _prepare_model(model: Any, cfg: Config, device: torch.device) -> Any:
     if is_fast(cfg.get('channels_last'), device):
         model = model.to(memory_format=torch.channels_last)
     if cfg.get('compile'):
-        compile_model(model, {} if cfg.compile is True else cfg.compile)
+        compile_model(model, {} if isinstance(cfg.compile, int) else cfg.compile)
     return model
 
 

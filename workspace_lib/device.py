@@ -67,7 +67,8 @@ def compile_model(model: Any, options: dict[str, Any]) -> None:
             epoch's smaller last batch is compiled for itself, and does not make all others slower.
     """
     if not isinstance(options, dict):
-        raise TypeError(f'compile is {options!r}; it takes True or a dict, on the command line compile.mode=NAME')
+        raise TypeError(f'compile is {options!r}; it takes True or a dict; compile.mode=NAME makes one '
+                        'where the config has no compile')
     model.compile(**{'dynamic': False, **options})
     compiled = model._compiled_call_impl
     graphs = options.get('mode') in ('reduce-overhead', 'max-autotune') or 'triton.cudagraphs' in str(options)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import resource
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,11 @@ class LogBuffer:
     """
 
     def __init__(self, history: int = 1000) -> None:
-        self.history = history
-        self.values: dict[str, deque[tuple[Any, int]]] = {}
+        self.values: dict[str, deque[tuple[Any, int]]] = defaultdict(partial(deque, maxlen=history))
 
     def update(self, values: dict[str, Any], count: int = 1) -> None:
         """Append one value per name; `count` is its weight in the average (the number of samples)."""
         for name, value in values.items():
-            if name not in self.values:
-                self.values[name] = deque(maxlen=self.history)
             self.values[name].append((value, count))
 
     def merge(self, values: dict[str, Any], count: int) -> None:

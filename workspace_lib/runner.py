@@ -59,6 +59,8 @@ class _Steps(torch.nn.Module):
     def forward(self, mode: str, batch: Any, optimizer: Any) -> dict[str, Any]:
         return getattr(self.model, f'{mode}_step')(batch, optimizer)
 
+    __call__ = forward  # it has no hooks of its own to look for
+
 
 def _dealt(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     """The batch in `parts`, each with every `parts`-th sample, as the ranks of a larger group would have had it."""

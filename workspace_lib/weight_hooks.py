@@ -160,7 +160,7 @@ class LookaheadHook(Hook):
     there both are the same, so a checkpoint of it holds all; a run resumed amid an epoch begins with its weights.
     """
 
-    priority = 'ABOVE_NORMAL'  # behind the optimizer, before what evaluates and saves
+    priority = 41  # behind the optimizer and EMAHook, whose before_run puts the trained weights back
 
     def __init__(self, interval: int = 5, decay: float = 0.95 ** 5) -> None:
         self.interval, self.decay = interval, decay
@@ -181,8 +181,8 @@ class WhitenHook(Hook):
 
     The filters are the eigenvectors of the patches' second moments, each over the root of its eigenvalue + `eps`, and
     then their negatives: twice as many as a patch has values (Jordan 2024, arXiv:2404.00498, section 3.2, with the eps
-    of airbench94.py, which looks at 5,000 images). A resumed run keeps its filters. Costs one batch of the loader; do
-    not use it with `load_from`, whose other layers were trained behind other filters.
+    of airbench94.py, which looks at 5,000 images). A resumed run keeps its filters. Costs the batches that the
+    workers make ahead; do not use it with `load_from`, whose other layers were trained behind other filters.
 
     Args:
         layer: name in the model of a convolution that gets the images as they are; it should not be trained.

@@ -129,7 +129,7 @@ class PythonLines:
         if name == 'dict':  # a display in other words
             keys = [*[None] * len(call.args), *(part if part.arg else None for part in call.keywords)]
             return self.mapping(call.lineno, keys, [*call.args, *(part.value for part in call.keywords)])
-        self.plain &= name in _HARMLESS and not call.keywords
+        self.plain &= isinstance(call.func, ast.Name) and name in _HARMLESS and not call.keywords
         values = [self.value(source) for source in call.args or [getattr(call.func, 'value', call.func)]]
         return values[0] if name in _SAME_VALUE and len(values) == 1 else None
 

@@ -27,7 +27,7 @@ def crop_decoding(dataset: Any) -> str:
 def _crops_files(leaf: Any) -> bool:
     """Packs and data sets of arrays have their pixels already."""
     pipeline, infos = getattr(leaf, 'pipeline', None), getattr(leaf, 'data_infos', [])
-    return (isinstance(pipeline, Pipeline) and len(infos) > 0 and 'img' not in infos[0]
+    return (isinstance(pipeline, Pipeline) and len(infos) > 0 and isinstance(infos[0], dict) and 'img' not in infos[0]
             and any(isinstance(step, RandomResizedCrop) for step in pipeline.steps))
 
 

@@ -220,7 +220,7 @@ def _settings(cfg: Config, device: torch.device, model: Any, loader: Any) -> dic
 def in_memory(dataset: Any) -> bool:
     """Whether samples begin as pixels, of an array or a pack, and not as names of files that are read and decoded."""
     infos = [getattr(leaf, 'data_infos', None) for leaf in leaves(dataset)]
-    return all(one is not None and len(one) > 0 and 'img' in one[0] for one in infos)
+    return all(one is not None and len(one) > 0 and isinstance(one[0], dict) and 'img' in one[0] for one in infos)
 
 
 def training_without_files(cfg: Config, device: torch.device) -> tuple[Any, Any]:
@@ -264,8 +264,11 @@ def _device_seconds(recorder: Any) -> tuple[float, float]:
 
 def _forward_flops(cfg: Config, img: torch.Tensor) -> float:
     """Of a forward pass of the batch; 0 for a model that the counter cannot run."""
+    model = build_classifier(cfg.model)
+    if getattr(model.backbone, 'test_views', False):
+        model.backbone.test_views = False  # of which a training has one
     try:
-        return 2. * count_flops(build_classifier(cfg.model), tuple(img.shape[1:])).macs * len(img)
+        return 2. * count_flops(model, tuple(img.shape[1:])).macs * len(img)
     except ValueError:
         return 0.
 

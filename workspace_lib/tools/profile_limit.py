@@ -14,7 +14,7 @@ from .profile_cards import Roof
 #: clipping, optimizer with zero_grad. wait: the other hooks (logs, schedules), and the loop itself.
 PARTS = ('load', 'copy', 'forward', 'backward', 'optimizer', 'wait')
 
-CUDA_GRAPHS = "compile=dict(mode='reduce-overhead')"
+CUDA_GRAPHS = "in the config compile=dict(mode='reduce-overhead')"
 FAILED = 'failed'  #: `Profile.settings` of a model that was to be compiled, and ran without
 
 

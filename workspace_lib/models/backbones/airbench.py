@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
 
 from ..builder import BACKBONES
 from ..init import BaseModule
@@ -24,9 +24,9 @@ class Airbench(BaseModule):
     Args:
         widths: channels of the groups. scale: on the features, which keeps the first logits small.
         momentum: of BatchNorm: the share of the newest batch.
-        test_views: outside training, the mean features of six views, at six times the cost: the image, and moved by a
-            pixel towards two corners (half as much each), all three also mirrored. Behind a linear head that is the
-            mean of the logits, airbench94's test-time augmentation (section 3.5).
+        test_views: outside training, where no gradients are taken, the mean features of six views, at six times the
+            cost: the image, and moved by a pixel towards two corners (half as much each), all three also mirrored.
+            Behind a linear head that is the mean of the logits, airbench94's test-time augmentation (section 3.5).
     """
 
     def __init__(self, widths: Sequence[int] = (64, 256, 256), scale: float = 1 / 9, momentum: float = 0.4,
@@ -47,7 +47,7 @@ class Airbench(BaseModule):
                                          conv2=convs[1], norm2=norms[1], act2=nn.GELU()))
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        if self.training or not self.test_views:
+        if self.training or is_grad_enabled() or not self.test_views:
             return (self.layers(x) * self.scale,)
         around = nn.functional.pad(x, (1, 1, 1, 1), 'reflect')
         views = (x, 1 / 4), (around[:, :, :-2, :-2], 1 / 8), (around[:, :, 2:, 2:], 1 / 8)

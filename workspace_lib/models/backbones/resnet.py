@@ -58,7 +58,7 @@ class ResNet(PassesOn, StagedBackbone, NamedNorms):
         if depth not in self.arch_settings:
             raise ValueError(f'{name} got depth={depth}; known depths: {", ".join(map(str, self.arch_settings))}')
         _check_stages(name, num_stages, strides, dilations)
-        self.out_indices = chosen_stages(self, out_indices, num_stages)
+        self.depth, self.out_indices = depth, chosen_stages(self, out_indices, num_stages)
         self.deep_stem = deep_stem
         self.norm_eval = norm_eval
         self.zero_init_residual = zero_init_residual
