@@ -100,7 +100,7 @@ def totals(times: dict[str, list[list[float]]]) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=3)
+    parser = arguments(__doc__, rounds=7)
     parser.add_argument('--cold', help=argparse.SUPPRESS)
     args = parsed(parser)
     warnings.simplefilter('ignore')
